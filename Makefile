@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The front door: every target calls one program in scripts/, which can be run
+# alone as well and explains itself with --help.
+
+PREFIX ?= /usr/local
+# Only those that are set: a variable without a value is not a value.
+$(foreach v,QEMU_SRC CONFIGURE_FLAGS FULL FORCE JOBS PREFIX DESTDIR \
+            VCPUS IOTHREADS RUNTIME BACKEND,$(if $($v),$(eval export $v)))
+
+# QEMU's own build is started with its own -j; the jobserver's flags would only
+# confuse the programs below.
+unexport MAKEFLAGS MFLAGS
+
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+.PHONY: help build stock install run check check-style base deps clean \
+        distclean
+
+help: ## list the targets and variables
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
+	    awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'Variables:'
+	@echo '  QEMU_SRC=DIR         build over this QEMU 10.0.x tree, not over Debian'"'"'s'
+	@echo '  FORCE=1              accept a QEMU_SRC of another series'
+	@echo '  CONFIGURE_FLAGS=...  added to the configure flags'
+	@echo '  FULL=1               QEMU'"'"'s default features, not the minimal ones'
+	@echo '  JOBS=N               compile jobs (default: one per CPU)'
+	@echo '  PREFIX=DIR           where `make install` puts it (default /usr/local)'
+	@echo '  VCPUS= IOTHREADS= RUNTIME= BACKEND=null|FILE|/dev/...   for `make run`'
+
+build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
+	@scripts/overlay
+	@scripts/build-qemu ours
+
+stock: base ## the pristine base with the same flags, as build/stock/qemu-system-x86_64
+	@scripts/build-qemu stock
+
+install: build ## install the build under PREFIX= (and DESTDIR=)
+	@scripts/build-qemu install
+
+run: run-check build ## walk-through: a Linux guest doing I/O on mapped IOThreads
+	@scripts/run
+
+# Bad input is told at once, not after the build.
+.PHONY: run-check
+run-check:
+	@scripts/deps run
+	@scripts/run --dry-run > /dev/null
+
+check: build ## all tests, ours and the base's that touch this code
+	@scripts/deps check
+	@scripts/build-qemu tests
+	@scripts/check
+
+check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
+	@scripts/deps style
+	@scripts/check-style
+
+base: deps ## fetch and unpack the QEMU source, as build/base
+	@scripts/fetch-base
+
+deps: ## install the packages the build needs (only the missing ones)
+	@scripts/deps build
+
+clean: ## delete what was built; keeps the base, the downloads and the guest
+	rm -rf build/obj build/full build/stock build/stock-full build/src* \
+	    build/check build/qemu-* build/*.log build/.[a-z]*
+
+distclean: ## delete build/ altogether
+	rm -rf build
