@@ -1,0 +1,413 @@
+/*
+ * virtio SCSI host bus adapter: which AioContext serves which virtqueue
+ *
+ * The control and the event queue always stay in the main loop: resets need
+ * the BQL, and the event queue must not keep an IOThread from polling.  Request
+ * queues go where iothread or iothread-vq-mapping says.
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/memalign.h"
+#include "block/aio-wait.h"
+#include "exec/memory.h"
+#include "hw/virtio/iothread-vq-mapping.h"
+#include "hw/virtio/virtio-bus.h"
+#include "virtio-scsi-internal.h"
+
+/*
+ * Set-up
+ */
+
+static bool dataplane_check(VirtIOSCSI *s, Error **errp)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+    VirtioBusClass *k =
+        VIRTIO_BUS_GET_CLASS(qdev_get_parent_bus(DEVICE(vdev)));
+    const char *prop = conf->iothread ? "iothread" : "iothread-vq-mapping";
+    g_autofree char *id = NULL;
+
+    if (conf->iothread && conf->iothread_vq_mapping_list) {
+        id = iothread_get_id(conf->iothread);
+        error_setg(errp, "iothread-vq-mapping and iothread=%s are both set; "
+                   "set only one of them, a mapping may have a single IOThread",
+                   id);
+        return false;
+    }
+    if (!conf->iothread && !conf->iothread_vq_mapping_list) {
+        return true;
+    }
+    if (!k->ioeventfd_assign || !k->set_guest_notifiers) {
+        error_setg(errp, "%s is set, but the transport %s has no ioeventfd; "
+                   "use another, such as virtio-scsi-pci, or leave %s out",
+                   prop,
+                   object_get_typename(OBJECT(qdev_get_parent_bus(DEVICE(s)))),
+                   prop);
+        return false;
+    }
+    if (!virtio_device_ioeventfd_enabled(vdev)) {
+        error_setg(errp, "%s is set, but ioeventfd is off; set ioeventfd=on, "
+                   "or leave %s out", prop, prop);
+        return false;
+    }
+    return true;
+}
+
+/* List each AioContext once, in the order of the first queue it serves. */
+static void dataplane_list_contexts(VirtIOSCSI *s, AioContext **by_queue)
+{
+    unsigned n = s->parent_obj.conf.num_queues;
+    g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
+
+    s->contexts = g_new(AioContext *, n);
+    for (unsigned i = 0; i < n; i++) {
+        if (g_hash_table_add(seen, by_queue[i])) {
+            s->contexts[s->num_contexts++] = by_queue[i];
+        }
+    }
+}
+
+static void dataplane_create_queues(VirtIOSCSI *s, AioContext **by_queue)
+{
+    unsigned n = s->parent_obj.conf.num_queues;
+
+    s->queues = qemu_memalign(__alignof__(*s->queues), n * sizeof(*s->queues));
+    for (unsigned i = 0; i < n; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        *q = (VirtIOSCSIQueue) {
+            .dev = s,
+            .index = i,
+            .ctx = by_queue ? by_queue[i] : qemu_get_aio_context(),
+        };
+        QTAILQ_INIT(&q->in_flight);
+    }
+}
+
+bool virtio_scsi_dataplane_setup(VirtIOSCSI *s, Error **errp)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    g_autofree AioContext **by_queue = NULL;
+
+    if (!dataplane_check(s, errp)) {
+        return false;
+    }
+
+    if (conf->iothread_vq_mapping_list) {
+        by_queue = g_new(AioContext *, conf->num_queues);
+        if (!iothread_vq_mapping_apply(conf->iothread_vq_mapping_list,
+                                       by_queue, conf->num_queues, errp)) {
+            return false;
+        }
+    } else if (conf->iothread) {
+        by_queue = g_new(AioContext *, conf->num_queues);
+        for (unsigned i = 0; i < conf->num_queues; i++) {
+            by_queue[i] = iothread_get_aio_context(conf->iothread);
+        }
+        iothread_attach_user(conf->iothread);
+    }
+
+    if (by_queue) {
+        dataplane_list_contexts(s, by_queue);
+    }
+    dataplane_create_queues(s, by_queue);
+    return true;
+}
+
+void virtio_scsi_dataplane_cleanup(VirtIOSCSI *s)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+
+    assert(virtio_scsi_queues_in_main_loop(s));
+
+    if (conf->iothread_vq_mapping_list) {
+        iothread_vq_mapping_cleanup(conf->iothread_vq_mapping_list);
+    } else if (conf->iothread) {
+        iothread_detach_user(conf->iothread);
+    }
+    g_clear_pointer(&s->queues, qemu_vfree);
+    g_clear_pointer(&s->contexts, g_free);
+    s->num_contexts = 0;
+}
+
+/*
+ * Kicks and interrupts
+ */
+
+bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s)
+{
+    return s->mode == VIRTIO_SCSI_STOPPED || s->mode == VIRTIO_SCSI_FALLBACK;
+}
+
+bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
+{
+    switch (qatomic_read(&s->mode)) {
+    case VIRTIO_SCSI_STARTED:
+    case VIRTIO_SCSI_FALLBACK:
+        return true;
+    case VIRTIO_SCSI_STARTING:
+    case VIRTIO_SCSI_STOPPING:
+        /* The buffers stay in the ring until notifiers are attached again. */
+        return false;
+    case VIRTIO_SCSI_STOPPED:
+        if (s->num_contexts) {
+            virtio_device_start_ioeventfd(VIRTIO_DEVICE(s));
+        }
+        return virtio_scsi_queues_in_main_loop(s);
+    }
+    g_assert_not_reached();
+}
+
+void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
+{
+    VirtIODevice *vdev = (VirtIODevice *)s; /* no cast at run time: hot path */
+
+    switch (qatomic_read(&s->mode)) {
+    case VIRTIO_SCSI_STARTED:
+    case VIRTIO_SCSI_STOPPING:
+        virtio_notify_irqfd(vdev, vq);
+        break;
+    default:
+        virtio_notify(vdev, vq);
+        break;
+    }
+}
+
+/*
+ * Attach and detach host notifiers
+ */
+
+static void dataplane_attach(VirtIOSCSI *s)
+{
+    VirtIOSCSICommon *vs = &s->parent_obj;
+    AioContext *main_ctx = qemu_get_aio_context();
+
+    virtio_queue_aio_attach_host_notifier(vs->ctrl_vq, main_ctx);
+    /* It has buffers waiting most of the time, so polling it is no use. */
+    virtio_queue_aio_attach_host_notifier_no_poll(vs->event_vq, main_ctx);
+    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
+        virtio_queue_aio_attach_host_notifier(s->queues[i].vq,
+                                              s->queues[i].ctx);
+    }
+}
+
+static void dataplane_detach(VirtIOSCSI *s)
+{
+    VirtIOSCSICommon *vs = &s->parent_obj;
+    AioContext *main_ctx = qemu_get_aio_context();
+
+    virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, main_ctx);
+    virtio_queue_aio_detach_host_notifier(vs->event_vq, main_ctx);
+    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
+        virtio_queue_aio_detach_host_notifier(s->queues[i].vq,
+                                              s->queues[i].ctx);
+    }
+}
+
+/*
+ * A drain may begin or end while notifiers are being set up or taken down.
+ * Start and stop take care of themselves then.
+ */
+void virtio_scsi_drained_begin(SCSIBus *bus)
+{
+    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
+
+    if (s->mode == VIRTIO_SCSI_STARTED) {
+        dataplane_detach(s);
+    }
+}
+
+void virtio_scsi_drained_end(SCSIBus *bus)
+{
+    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
+
+    if (s->mode == VIRTIO_SCSI_STARTED) {
+        dataplane_attach(s);
+    }
+}
+
+/*
+ * Start and stop
+ */
+
+static unsigned dataplane_total_queues(VirtIOSCSI *s)
+{
+    return VIRTIO_SCSI_VQ_NUM_FIXED + s->parent_obj.conf.num_queues;
+}
+
+static int dataplane_set_guest_notifiers(VirtIOSCSI *s, bool assign)
+{
+    BusState *qbus = qdev_get_parent_bus(DEVICE(s));
+    VirtioBusClass *k = VIRTIO_BUS_GET_CLASS(qbus);
+
+    return k->set_guest_notifiers(qbus->parent, dataplane_total_queues(s),
+                                  assign);
+}
+
+/*
+ * Set up the ioeventfds of as many virtqueues as possible.
+ *
+ * All changes are made in one transaction of the memory map, or each of them
+ * would walk all of them.  The file descriptors must stay open until it ends.
+ */
+static int dataplane_set_host_notifiers(VirtIOSCSI *s, unsigned *done)
+{
+    VirtioBusState *vbus = VIRTIO_BUS(qdev_get_parent_bus(DEVICE(s)));
+    unsigned total = dataplane_total_queues(s);
+    int ret = 0;
+
+    memory_region_transaction_begin();
+    for (*done = 0; *done < total; (*done)++) {
+        ret = virtio_bus_set_host_notifier(vbus, *done, true);
+        if (ret < 0) {
+            break;
+        }
+    }
+    memory_region_transaction_commit();
+    return ret;
+}
+
+/* Remove the ioeventfds of the first @num virtqueues. */
+static void dataplane_clear_host_notifiers(VirtIOSCSI *s, unsigned num)
+{
+    VirtioBusState *vbus = VIRTIO_BUS(qdev_get_parent_bus(DEVICE(s)));
+
+    memory_region_transaction_begin();
+    for (unsigned i = 0; i < num; i++) {
+        virtio_bus_set_host_notifier(vbus, i, false);
+    }
+    memory_region_transaction_commit();
+
+    for (unsigned i = 0; i < num; i++) {
+        /* Calls the virtqueue's handler if there was a kick meanwhile. */
+        virtio_bus_cleanup_host_notifier(vbus, i);
+    }
+}
+
+static void dataplane_rehome_queues(VirtIOSCSI *s, bool to_main_loop)
+{
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        virtio_scsi_queue_rehome(q, to_main_loop ? qemu_get_aio_context()
+                                                 : q->ctx);
+    }
+}
+
+/*
+ * The main loop takes over.  Polling may have left kicks switched off, and a
+ * kick may have come while nobody was there.
+ */
+static void dataplane_serve_all(VirtIOSCSI *s)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+
+    for (unsigned i = 0; i < dataplane_total_queues(s); i++) {
+        virtio_queue_set_notification(virtio_get_queue(vdev, i), 1);
+        virtio_queue_notify(vdev, i);
+    }
+}
+
+int virtio_scsi_dataplane_start(VirtIODevice *vdev)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(vdev);
+    unsigned num_notifiers;
+    int ret;
+
+    GLOBAL_STATE_CODE();
+
+    if (!virtio_scsi_queues_in_main_loop(s)) {
+        return 0;
+    }
+    qatomic_set(&s->mode, VIRTIO_SCSI_STARTING);
+
+    ret = dataplane_set_guest_notifiers(s, true);
+    if (ret < 0) {
+        error_report("virtio-scsi: can't set up guest notifiers: %s",
+                     strerror(-ret));
+        goto fallback;
+    }
+    ret = dataplane_set_host_notifiers(s, &num_notifiers);
+    if (ret < 0) {
+        error_report("virtio-scsi: can't set up the host notifier of "
+                     "virtqueue %u: %s", num_notifiers, strerror(-ret));
+        dataplane_clear_host_notifiers(s, num_notifiers);
+        dataplane_set_guest_notifiers(s, false);
+        goto fallback;
+    }
+
+    /*
+     * Whatever the main loop has begun while notifiers were missing, it must
+     * finish before another thread may own the virtqueues.
+     */
+    virtio_scsi_drain_luns(s);
+    virtio_scsi_ctrl_settle(s);
+    dataplane_rehome_queues(s, false);
+
+    /* Threads learn of it by the locks that attaching takes. */
+    qatomic_set(&s->mode, VIRTIO_SCSI_STARTED);
+    if (s->bus.drain_count == 0) {
+        dataplane_attach(s);
+    }
+    return 0;
+
+fallback:
+    qatomic_set(&s->mode, VIRTIO_SCSI_FALLBACK);
+    dataplane_serve_all(s);
+    return ret;
+}
+
+/* Runs in the queue's AioContext, so no handler of it is running any more. */
+static void dataplane_detach_bh(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
+}
+
+/*
+ * Stop serving the virtqueues.  During a drain they are detached already, but
+ * a handler may still be running, so visit the AioContexts all the same.
+ */
+static void dataplane_quiesce(VirtIOSCSI *s)
+{
+    VirtIOSCSICommon *vs = &s->parent_obj;
+    AioContext *main_ctx = qemu_get_aio_context();
+
+    virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, main_ctx);
+    virtio_queue_aio_detach_host_notifier(vs->event_vq, main_ctx);
+    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
+        aio_wait_bh_oneshot(s->queues[i].ctx, dataplane_detach_bh,
+                            &s->queues[i]);
+    }
+}
+
+void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(vdev);
+
+    GLOBAL_STATE_CODE();
+
+    if (s->mode != VIRTIO_SCSI_STARTED) {
+        return;
+    }
+    qatomic_set(&s->mode, VIRTIO_SCSI_STOPPING);
+
+    dataplane_quiesce(s);
+    virtio_scsi_drain_luns(s);
+    virtio_scsi_ctrl_settle(s);
+    virtio_scsi_event_flush(s);
+
+    /* No other thread has anything to do with our virtqueues from here on. */
+    dataplane_rehome_queues(s, true);
+    dataplane_clear_host_notifiers(s, dataplane_total_queues(s));
+    dataplane_set_guest_notifiers(s, false);
+    qatomic_set(&s->mode, VIRTIO_SCSI_STOPPED);
+}

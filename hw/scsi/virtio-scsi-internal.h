@@ -1,0 +1,245 @@
+/*
+ * virtio SCSI host bus adapter: what its rooms share
+ *
+ *   virtio-scsi.c            QOM type, configuration, reset, hotplug
+ *   virtio-scsi-dataplane.c  which AioContext serves which virtqueue
+ *   virtio-scsi-vq.c         request virtqueues
+ *   virtio-scsi-ctrl.c       control virtqueue
+ *   virtio-scsi-event.c      event virtqueue
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_SCSI_VIRTIO_SCSI_INTERNAL_H
+#define HW_SCSI_VIRTIO_SCSI_INTERNAL_H
+
+#include "hw/virtio/virtio-scsi.h"
+#include "qemu/queue.h"
+#include "system/dma.h"
+
+/**
+ * VirtIOSCSIReq: a SCSI command that the guest has put on a request queue
+ *
+ * Created, advanced, cancelled and completed in the AioContext that owns its
+ * queue; the rest of QEMU gets at it only from there.
+ */
+typedef struct VirtIOSCSIReq {
+    VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
+    VirtIOSCSIQueue *queue;
+    SCSIRequest *sreq;          /* holds a reference */
+    QTAILQ_ENTRY(VirtIOSCSIReq) next;
+
+    QEMUSGList data;            /* data-out or data-in, without the headers */
+    enum SCSIXferMode mode;     /* direction of @data */
+    uint32_t sense_size;        /* what the driver has room for */
+    bool aborted;               /* by a task management function */
+    VirtIOSCSICmdResp resp;
+
+    VirtIOSCSICmdReq hdr;       /* last: the CDB follows */
+} VirtIOSCSIReq;
+
+/* A request virtqueue.  @in_flight belongs to the owner, see VirtIOSCSIMode. */
+struct VirtIOSCSIQueue {
+    VirtIOSCSI *dev;
+    VirtQueue *vq;
+    AioContext *ctx;            /* the owner while the mode is STARTED */
+    unsigned index;             /* 0-based over the request queues */
+    QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
+} QEMU_ALIGNED(64);
+
+/* virtio-scsi.c */
+
+/**
+ * virtio_scsi_lun_get:
+ * @s: the device
+ * @lun: LUN field of a request (virtio 1.2, 5.6.6.1)
+ *
+ * Context: any thread.
+ * Returns: a new reference to the device at that address, or to another LUN
+ * of the same target if only the LUN doesn't exist, or NULL.
+ */
+SCSIDevice *virtio_scsi_lun_get(VirtIOSCSI *s, const uint8_t lun[8]);
+
+/**
+ * virtio_scsi_lun_number:
+ * @lun: LUN field of a request, single level addressing (SAM-5, 4.7)
+ *
+ * Returns: the number, 0 to #VIRTIO_SCSI_MAX_LUN.
+ */
+static inline unsigned virtio_scsi_lun_number(const uint8_t lun[8])
+{
+    return (lun[2] & 0x3f) << 8 | lun[3];
+}
+
+/**
+ * virtio_scsi_drain_luns:
+ * @s: the device
+ *
+ * Wait until no LUN of @s has a request in flight.  Requests that wait for
+ * the VM to be resumed after an error stay where they are.
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_drain_luns(VirtIOSCSI *s);
+
+/* virtio-scsi-dataplane.c */
+
+/**
+ * virtio_scsi_dataplane_setup:
+ * @s: a device being realized
+ * @errp: where to store an error; nothing stays behind then
+ *
+ * Decide on the AioContext of each request queue, from the properties iothread
+ * and iothread-vq-mapping, and mark the IOThreads as in use.
+ *
+ * Context: BQL held.
+ * Returns: false with @errp set if the properties or the transport don't fit.
+ */
+bool virtio_scsi_dataplane_setup(VirtIOSCSI *s, Error **errp);
+
+/** virtio_scsi_dataplane_cleanup: undo the set-up. Context: BQL held. */
+void virtio_scsi_dataplane_cleanup(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_dataplane_start:
+ * @vdev: a #VirtIOSCSI
+ *
+ * Set up all notifiers and hand the virtqueues to their AioContexts.  If that
+ * fails, the main loop serves them until the next start.
+ *
+ * Context: main loop, BQL held.
+ * Returns: 0 or a negative errno value.
+ */
+int virtio_scsi_dataplane_start(VirtIODevice *vdev);
+
+/**
+ * virtio_scsi_dataplane_stop:
+ * @vdev: a #VirtIOSCSI
+ *
+ * Take the virtqueues back to the main loop.  On return no request is in
+ * flight, except those that wait for the VM to be resumed, which belong to
+ * the main loop as well now.
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_dataplane_stop(VirtIODevice *vdev);
+
+/** virtio_scsi_drained_begin: no more kicks from now on. Context: BQL held. */
+void virtio_scsi_drained_begin(SCSIBus *bus);
+
+/** virtio_scsi_drained_end: look at the rings again. Context: BQL held. */
+void virtio_scsi_drained_end(SCSIBus *bus);
+
+/**
+ * virtio_scsi_kick_is_ours:
+ * @s: the device
+ *
+ * Every handler of a virtqueue asks this first.  A kick may come before
+ * DRIVER_OK, with no host notifier set up yet; if IOThreads are to serve the
+ * virtqueues, they are started then, and look at the rings themselves.
+ *
+ * Context: the owner of the virtqueue, see #VirtIOSCSIMode.
+ * Returns: true if the caller is to serve the virtqueue.
+ */
+bool virtio_scsi_kick_is_ours(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_notify:
+ * @s: the device
+ * @vq: one of its virtqueues, with new used elements
+ *
+ * Send the guest an interrupt if it wants one.  Context: the owner of @vq.
+ */
+void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq);
+
+/**
+ * virtio_scsi_queues_in_main_loop:
+ * @s: the device
+ *
+ * Context: main loop.
+ * Returns: true if the request queues belong to the main loop at the moment.
+ */
+bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s);
+
+/* virtio-scsi-vq.c */
+
+/** virtio_scsi_handle_cmd: a kick of a request queue. Context: its owner. */
+void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq);
+
+/**
+ * virtio_scsi_queue_rehome:
+ * @q: a request queue with no request being worked on
+ * @ctx: its owner from now on
+ *
+ * Let requests that wait for the VM to be resumed go on in @ctx then.
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_queue_rehome(VirtIOSCSIQueue *q, AioContext *ctx);
+
+/* Callbacks of the SCSI bus.  Context: the owner of the request's queue. */
+void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual);
+void virtio_scsi_cmd_failed(SCSIRequest *sreq);
+void virtio_scsi_cmd_cancelled(SCSIRequest *sreq);
+int virtio_scsi_cmd_parse_cdb(SCSIDevice *dev, SCSICommand *cmd, uint8_t *buf,
+                              size_t buf_len, void *hba_private);
+QEMUSGList *virtio_scsi_cmd_sg_list(SCSIRequest *sreq);
+
+/* Migration of requests in flight.  Context: BQL held, VM stopped. */
+void virtio_scsi_cmd_save(QEMUFile *f, SCSIRequest *sreq);
+void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq);
+
+/* virtio-scsi-ctrl.c */
+
+/** virtio_scsi_handle_ctrl: a kick of the control queue. Context: main loop. */
+void virtio_scsi_handle_ctrl(VirtIODevice *vdev, VirtQueue *vq);
+
+/**
+ * virtio_scsi_ctrl_settle:
+ * @s: the device
+ *
+ * Wait until every task management function has been answered.  The caller
+ * has made sure that no request that one waits for is stuck.
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_ctrl_settle(VirtIOSCSI *s);
+
+/* virtio-scsi-event.c */
+
+/** virtio_scsi_event_init: on realize. Context: BQL held. */
+void virtio_scsi_event_init(VirtIOSCSI *s);
+
+/** virtio_scsi_event_cleanup: on unrealize. Context: BQL held. */
+void virtio_scsi_event_cleanup(VirtIOSCSI *s);
+
+/** virtio_scsi_event_reset: forget all events. Context: BQL held. */
+void virtio_scsi_event_reset(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_event_flush:
+ * @s: the device
+ *
+ * Deliver now what other threads have posted.  Context: BQL held.
+ */
+void virtio_scsi_event_flush(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_event_post:
+ * @s: the device
+ * @event: VIRTIO_SCSI_T_*
+ * @reason: depends on @event (virtio 1.2, 5.6.6.3)
+ * @dev: the LUN that the event is about
+ *
+ * Tell the guest, in the order of the calls; at once if the caller is in the
+ * main loop.  Context: any thread.
+ */
+void virtio_scsi_event_post(VirtIOSCSI *s, uint32_t event, uint32_t reason,
+                            SCSIDevice *dev);
+
+/** virtio_scsi_handle_event: buffers for events. Context: main loop. */
+void virtio_scsi_handle_event(VirtIODevice *vdev, VirtQueue *vq);
+
+#endif /* HW_SCSI_VIRTIO_SCSI_INTERNAL_H */

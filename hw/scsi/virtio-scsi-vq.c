@@ -1,0 +1,431 @@
+/*
+ * virtio SCSI host bus adapter: request virtqueues (virtio 1.2, 5.6.6.1)
+ *
+ * The hot path.  Everything here runs in the AioContext that owns the queue:
+ * the IOThread that it is mapped to, or the main loop.  A command is popped,
+ * parsed, submitted to its LUN and completed there, so neither the virtqueue
+ * nor the list of commands in flight needs a lock.
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/defer-call.h"
+#include "qemu/error-report.h"
+#include "qemu/iov.h"
+#include "qemu/main-loop.h"
+#include "hw/virtio/virtio-access.h"
+#include "migration/qemu-file-types.h"
+#include "scsi/constants.h"
+#include "trace.h"
+#include "virtio-scsi-internal.h"
+
+/* Sizes that the driver may change any time; read once for each command */
+typedef struct CmdSizes {
+    uint32_t cdb;
+    uint32_t sense;
+} CmdSizes;
+
+static CmdSizes cmd_sizes(VirtIOSCSI *s)
+{
+    return (CmdSizes) {
+        .cdb = qatomic_read(&s->parent_obj.cdb_size),
+        .sense = qatomic_read(&s->parent_obj.sense_size),
+    };
+}
+
+/*
+ * Complete
+ */
+
+static size_t cmd_resp_size(const VirtIOSCSIReq *req)
+{
+    return sizeof(req->resp) + req->sense_size;
+}
+
+static void cmd_free(VirtIOSCSIReq *req)
+{
+    if (req->data.dev) {
+        qemu_sglist_destroy(&req->data);
+    }
+    g_free(req);
+}
+
+/* The only place where a command goes back to the guest. */
+static void cmd_finish(VirtIOSCSIReq *req, uint8_t response)
+{
+    VirtIOSCSIQueue *q = req->queue;
+    size_t written = cmd_resp_size(req);
+
+    if (req->mode == SCSI_XFER_FROM_DEV) {
+        written += req->data.size;
+    }
+    req->resp.response = response;
+    trace_virtio_scsi_cmd_resp(virtio_scsi_lun_number(req->hdr.lun),
+                               req->hdr.tag, response, req->resp.status);
+
+    iov_from_buf(req->elem.in_sg, req->elem.in_num, 0, &req->resp,
+                 sizeof(req->resp));
+    virtqueue_push(q->vq, &req->elem, written);
+    virtio_scsi_notify(q->dev, q->vq);
+
+    if (req->sreq) {
+        QTAILQ_REMOVE(&q->in_flight, req, next);
+        req->sreq->hba_private = NULL;
+        scsi_req_unref(req->sreq);
+    }
+    cmd_free(req);
+}
+
+/* Sense data stands behind the fixed part of the response. */
+static void cmd_put_sense(VirtIOSCSIReq *req, SCSIRequest *sreq)
+{
+    VirtIODevice *vdev = (VirtIODevice *)req->queue->dev;
+    uint8_t sense[SCSI_SENSE_BUF_SIZE];
+    uint32_t len = scsi_req_get_sense(sreq, sense, sizeof(sense));
+
+    len = MIN(len, req->sense_size);
+    iov_from_buf(req->elem.in_sg, req->elem.in_num, sizeof(req->resp),
+                 sense, len);
+    req->resp.sense_len = virtio_tswap32(vdev, len);
+}
+
+void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual)
+{
+    VirtIOSCSIReq *req = sreq->hba_private;
+
+    if (sreq->io_canceled) {
+        return; /* virtio_scsi_cmd_cancelled() follows */
+    }
+    req->resp.status = sreq->status;
+    if (sreq->status == GOOD) {
+        req->resp.resid = virtio_tswap32((VirtIODevice *)req->queue->dev,
+                                         residual);
+    } else {
+        cmd_put_sense(req, sreq);
+    }
+    cmd_finish(req, VIRTIO_SCSI_S_OK);
+}
+
+static uint8_t response_from_host_status(int host_status)
+{
+    static const uint8_t table[] = {
+        [SCSI_HOST_NO_LUN]              = VIRTIO_SCSI_S_INCORRECT_LUN,
+        [SCSI_HOST_BUSY]                = VIRTIO_SCSI_S_BUSY,
+        [SCSI_HOST_TIME_OUT]            = VIRTIO_SCSI_S_ABORTED,
+        [SCSI_HOST_BAD_RESPONSE]        = VIRTIO_SCSI_S_BAD_TARGET,
+        [SCSI_HOST_ABORTED]             = VIRTIO_SCSI_S_ABORTED,
+        [SCSI_HOST_RESET]               = VIRTIO_SCSI_S_RESET,
+        [SCSI_HOST_TRANSPORT_DISRUPTED] = VIRTIO_SCSI_S_TRANSPORT_FAILURE,
+        [SCSI_HOST_TARGET_FAILURE]      = VIRTIO_SCSI_S_TARGET_FAILURE,
+        [SCSI_HOST_RESERVATION_ERROR]   = VIRTIO_SCSI_S_NEXUS_FAILURE,
+    };
+
+    if (host_status < 0 || host_status >= ARRAY_SIZE(table) ||
+        !table[host_status]) {
+        return VIRTIO_SCSI_S_FAILURE;
+    }
+    return table[host_status];
+}
+
+void virtio_scsi_cmd_failed(SCSIRequest *sreq)
+{
+    VirtIOSCSIReq *req = sreq->hba_private;
+
+    if (!sreq->io_canceled) {
+        cmd_finish(req, response_from_host_status(sreq->host_status));
+    }
+}
+
+void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
+{
+    VirtIOSCSIReq *req = sreq->hba_private;
+
+    if (!req) {
+        return; /* it was completed before it could be cancelled */
+    }
+    if (!req->aborted && qatomic_read(&req->queue->dev->resetting)) {
+        cmd_finish(req, VIRTIO_SCSI_S_RESET);
+    } else {
+        cmd_finish(req, VIRTIO_SCSI_S_ABORTED);
+    }
+}
+
+/*
+ * Parse
+ */
+
+/* Append what @iov has behind @skip bytes to @data. */
+static void data_append(QEMUSGList *data, const struct iovec *iov,
+                        const hwaddr *addr, unsigned num, size_t skip)
+{
+    for (unsigned i = 0; i < num; i++) {
+        size_t head = MIN(skip, iov[i].iov_len);
+
+        skip -= head;
+        if (iov[i].iov_len > head) {
+            qemu_sglist_add(data, addr[i] + head, iov[i].iov_len - head);
+        }
+    }
+}
+
+/*
+ * Find the data buffers behind the headers.  Returns -EINVAL if the buffers
+ * are too small for the headers, -ENOTSUP for bidirectional commands.
+ */
+static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
+{
+    VirtIODevice *vdev = (VirtIODevice *)req->queue->dev;
+    VirtQueueElement *elem = &req->elem;
+    size_t out_skip = hdr_size;
+    size_t in_skip = cmd_resp_size(req);
+    size_t out_size = iov_size(elem->out_sg, elem->out_num);
+    size_t in_size = iov_size(elem->in_sg, elem->in_num);
+
+    if (out_size < out_skip || in_size < in_skip) {
+        return -EINVAL;
+    }
+
+    /*
+     * Legacy drivers put each header into a buffer of its own (virtio 1.2,
+     * 5.6.6.0.1), and old firmware pads that buffer.
+     */
+    if (!virtio_vdev_has_feature(vdev, VIRTIO_F_ANY_LAYOUT)) {
+        out_skip = elem->out_sg[0].iov_len;
+        in_skip = elem->in_sg[0].iov_len;
+    }
+    if (out_size > out_skip && in_size > in_skip) {
+        return -ENOTSUP;
+    }
+
+    if (out_size > out_skip) {
+        req->mode = SCSI_XFER_TO_DEV;
+        qemu_sglist_init(&req->data, &vdev->parent_obj, elem->out_num,
+                         vdev->dma_as);
+        data_append(&req->data, elem->out_sg, elem->out_addr, elem->out_num,
+                    out_skip);
+    } else if (in_size > in_skip) {
+        req->mode = SCSI_XFER_FROM_DEV;
+        qemu_sglist_init(&req->data, &vdev->parent_obj, elem->in_num,
+                         vdev->dma_as);
+        data_append(&req->data, elem->in_sg, elem->in_addr, elem->in_num,
+                    in_skip);
+    }
+    return 0;
+}
+
+/* Fill in a @req of which only elem is valid. */
+static int cmd_parse(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
+{
+    const size_t zero_from = sizeof(req->elem);
+    const size_t zero_to = offsetof(VirtIOSCSIReq, hdr);
+    size_t hdr_size = sizeof(req->hdr) + sizes.cdb;
+
+    memset((char *)req + zero_from, 0, zero_to - zero_from);
+    req->queue = q;
+    req->sense_size = sizes.sense;
+
+    if (iov_to_buf(req->elem.out_sg, req->elem.out_num, 0, &req->hdr,
+                   hdr_size) < hdr_size) {
+        return -EINVAL;
+    }
+    return cmd_parse_buffers(req, hdr_size);
+}
+
+int virtio_scsi_cmd_parse_cdb(SCSIDevice *dev, SCSICommand *cmd, uint8_t *buf,
+                              size_t buf_len, void *hba_private)
+{
+    VirtIOSCSIReq *req = hba_private;
+
+    /* A pass-through device may know CDBs that the bus can't measure. */
+    if (cmd->len == 0) {
+        cmd->len = MIN(MIN(VIRTIO_SCSI_CDB_DEFAULT_SIZE, SCSI_CMD_BUF_SIZE),
+                       buf_len);
+        memcpy(cmd->buf, buf, cmd->len);
+    }
+
+    /* And only the driver knows which way their data go, and how much. */
+    cmd->mode = req->mode;
+    cmd->xfer = req->data.size;
+    return 0;
+}
+
+QEMUSGList *virtio_scsi_cmd_sg_list(SCSIRequest *sreq)
+{
+    VirtIOSCSIReq *req = sreq->hba_private;
+
+    return &req->data;
+}
+
+/*
+ * Submit
+ */
+
+static void cmd_adopt(VirtIOSCSIReq *req, SCSIRequest *sreq)
+{
+    req->sreq = sreq;
+    QTAILQ_INSERT_TAIL(&req->queue->in_flight, req, next);
+}
+
+static bool cmd_fits_buffers(const VirtIOSCSIReq *req, const SCSICommand *cmd)
+{
+    return cmd->mode == SCSI_XFER_NONE ||
+           (cmd->mode == req->mode && cmd->xfer <= req->data.size);
+}
+
+static void cmd_submit(VirtIOSCSIReq *req, size_t cdb_size)
+{
+    VirtIOSCSI *s = req->queue->dev;
+    unsigned lun = virtio_scsi_lun_number(req->hdr.lun);
+    SCSIRequest *sreq;
+    SCSIDevice *d;
+
+    trace_virtio_scsi_cmd_req(lun, req->hdr.tag, req->hdr.cdb[0]);
+
+    d = virtio_scsi_lun_get(s, req->hdr.lun);
+    if (!d) {
+        cmd_finish(req, VIRTIO_SCSI_S_BAD_TARGET);
+        return;
+    }
+
+    /* Our reference to the request keeps the LUN alive, too. */
+    sreq = scsi_req_new(d, req->hdr.tag, lun, req->hdr.cdb, cdb_size, req);
+    object_unref(OBJECT(d));
+    cmd_adopt(req, sreq);
+
+    if (!cmd_fits_buffers(req, &sreq->cmd)) {
+        cmd_finish(req, VIRTIO_SCSI_S_OVERRUN);
+        return;
+    }
+
+    /* It may be completed, and our reference be gone, before this returns. */
+    scsi_req_ref(sreq);
+    if (scsi_req_enqueue(sreq)) {
+        scsi_req_continue(sreq);
+    }
+    scsi_req_unref(sreq);
+}
+
+/* Returns false if the driver broke the rules, and the device with it. */
+static bool cmd_process(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
+{
+    switch (cmd_parse(req, q, sizes)) {
+    case 0:
+        cmd_submit(req, sizes.cdb);
+        return true;
+    case -ENOTSUP:
+        /* We don't offer VIRTIO_SCSI_F_INOUT. */
+        cmd_finish(req, VIRTIO_SCSI_S_FAILURE);
+        return true;
+    default:
+        virtio_error((VirtIODevice *)q->dev, "virtio-scsi: buffers of a "
+                     "command are too small for its headers");
+        virtqueue_detach_element(q->vq, &req->elem, 0);
+        cmd_free(req);
+        return false;
+    }
+}
+
+/*
+ * Pop
+ */
+
+/* Process what is in the ring.  Returns false if the device is broken. */
+static bool queue_process_ring(VirtIOSCSIQueue *q)
+{
+    for (;;) {
+        CmdSizes sizes = cmd_sizes(q->dev);
+        VirtIOSCSIReq *req = virtqueue_pop(q->vq, sizeof(*req) + sizes.cdb);
+
+        if (!req) {
+            return true;
+        }
+        if (!cmd_process(req, q, sizes)) {
+            return false;
+        }
+    }
+}
+
+static void queue_run(VirtIOSCSIQueue *q)
+{
+    /* While the event loop polls, it has switched kicks off by itself. */
+    bool switch_kicks = virtio_queue_get_notification(q->vq);
+    bool ok;
+
+    /* Submit all to the host kernel at once, and interrupt the guest once. */
+    defer_call_begin();
+    do {
+        if (switch_kicks) {
+            virtio_queue_set_notification(q->vq, 0);
+        }
+        ok = queue_process_ring(q);
+        if (switch_kicks) {
+            virtio_queue_set_notification(q->vq, 1);
+        }
+        /* The guest may have added more just before kicks were on again. */
+    } while (ok && !virtio_queue_empty(q->vq));
+    defer_call_end();
+}
+
+void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
+{
+    VirtIOSCSI *s = (VirtIOSCSI *)vdev; /* no cast at run time: hot path */
+    unsigned n = virtio_get_queue_index(vq) - VIRTIO_SCSI_VQ_NUM_FIXED;
+
+    if (virtio_scsi_kick_is_ours(s)) {
+        queue_run(&s->queues[n]);
+    }
+}
+
+/*
+ * Requests that outlive a stop of the VM
+ */
+
+void virtio_scsi_queue_rehome(VirtIOSCSIQueue *q, AioContext *ctx)
+{
+    VirtIOSCSIReq *req;
+
+    GLOBAL_STATE_CODE();
+
+    QTAILQ_FOREACH(req, &q->in_flight, next) {
+        req->sreq->ctx = ctx;
+    }
+}
+
+void virtio_scsi_cmd_save(QEMUFile *f, SCSIRequest *sreq)
+{
+    VirtIOSCSIReq *req = sreq->hba_private;
+    VirtIOSCSIQueue *q = req->queue;
+
+    qemu_put_be32(f, q->index);
+    qemu_put_virtqueue_element(VIRTIO_DEVICE(q->dev), f, &req->elem);
+}
+
+void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
+{
+    VirtIOSCSI *s = container_of(sreq->bus, VirtIOSCSI, bus);
+    unsigned num_queues = s->parent_obj.conf.num_queues;
+    CmdSizes sizes = cmd_sizes(s);
+    uint32_t n = qemu_get_be32(f);
+    VirtIOSCSIReq *req;
+
+    /* The bus has no way to hand an error on. */
+    if (n >= num_queues) {
+        error_report("virtio-scsi: migration stream has a request of queue "
+                     "%" PRIu32 ", but num_queues is %u; set it as on the "
+                     "source", n, num_queues);
+        exit(EXIT_FAILURE);
+    }
+    req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f,
+                                     sizeof(*req) + sizes.cdb);
+    if (cmd_parse(req, &s->queues[n], sizes) < 0 ||
+        (sreq->cmd.mode != SCSI_XFER_NONE && sreq->cmd.mode != req->mode)) {
+        error_report("virtio-scsi: migration stream has a request whose "
+                     "buffers don't fit its headers");
+        exit(EXIT_FAILURE);
+    }
+    cmd_adopt(req, scsi_req_ref(sreq));
+    return req;
+}

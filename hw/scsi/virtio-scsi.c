@@ -1,0 +1,329 @@
+/*
+ * virtio SCSI host bus adapter (virtio 1.2, 5.6): the device as QEMU's object
+ * model, the monitor and the SCSI bus see it
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/module.h"
+#include "hw/qdev-properties.h"
+#include "hw/virtio/virtio-access.h"
+#include "migration/qemu-file-types.h"
+#include "migration/vmstate.h"
+#include "scsi/constants.h"
+#include "system/block-backend.h"
+#include "virtio-scsi-internal.h"
+
+/* What the driver may ask for in configuration space */
+#define MAX_CDB_SIZE    255
+#define MAX_SENSE_SIZE  65535
+
+SCSIDevice *virtio_scsi_lun_get(VirtIOSCSI *s, const uint8_t lun[8])
+{
+    unsigned method = lun[2] >> 6;
+
+    /*
+     * Byte 0 is always 1 and byte 1 the target.  The LUN has 8 bits in the
+     * peripheral device addressing method (0), 14 in the flat one (1).
+     */
+    if (lun[0] != 1 || method > 1 || (method == 0 && lun[2] != 0)) {
+        return NULL;
+    }
+    return scsi_device_get(&s->bus, 0, lun[1], virtio_scsi_lun_number(lun));
+}
+
+static SCSIDevice *bus_child_lun(BusChild *kid)
+{
+    return SCSI_DEVICE(kid->child);
+}
+
+void virtio_scsi_drain_luns(VirtIOSCSI *s)
+{
+    g_autoptr(GPtrArray) luns = g_ptr_array_new_with_free_func(object_unref);
+    BusChild *kid;
+
+    GLOBAL_STATE_CODE();
+
+    /* Draining runs the event loop, which may change the list of children. */
+    QTAILQ_FOREACH(kid, &BUS(&s->bus)->children, sibling) {
+        g_ptr_array_add(luns, object_ref(OBJECT(kid->child)));
+    }
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *sd = SCSI_DEVICE(g_ptr_array_index(luns, i));
+
+        if (sd->conf.blk) {
+            blk_drain(sd->conf.blk);
+        }
+    }
+}
+
+/*
+ * Configuration space and features
+ */
+
+static void virtio_scsi_set_config(VirtIODevice *vdev, const uint8_t *config)
+{
+    VirtIOSCSICommon *vs = VIRTIO_SCSI_COMMON(vdev);
+    const VirtIOSCSIConfig *c = (const VirtIOSCSIConfig *)config;
+    uint32_t cdb_size = virtio_ldl_p(vdev, &c->cdb_size);
+    uint32_t sense_size = virtio_ldl_p(vdev, &c->sense_size);
+
+    if (cdb_size > MAX_CDB_SIZE || sense_size > MAX_SENSE_SIZE) {
+        virtio_error(vdev, "virtio-scsi: driver set cdb_size %" PRIu32
+                     " and sense_size %" PRIu32 ", at most %d and %d are "
+                     "possible", cdb_size, sense_size,
+                     MAX_CDB_SIZE, MAX_SENSE_SIZE);
+        return;
+    }
+    qatomic_set(&vs->cdb_size, cdb_size);
+    qatomic_set(&vs->sense_size, sense_size);
+}
+
+static uint64_t virtio_scsi_get_features(VirtIODevice *vdev, uint64_t features,
+                                         Error **errp)
+{
+    return features | VIRTIO_SCSI(vdev)->host_features;
+}
+
+/*
+ * Reset: the transport has called virtio_scsi_dataplane_stop() before, so the
+ * main loop owns all that is left.
+ */
+static void virtio_scsi_reset(VirtIODevice *vdev)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(vdev);
+    VirtIOSCSICommon *vs = VIRTIO_SCSI_COMMON(vdev);
+
+    assert(virtio_scsi_queues_in_main_loop(s));
+
+    qatomic_inc(&s->resetting);
+    bus_cold_reset(BUS(&s->bus));
+    qatomic_dec(&s->resetting);
+
+    /* All commands are gone, so nothing holds up a TMF any longer. */
+    virtio_scsi_ctrl_settle(s);
+    virtio_scsi_event_reset(s);
+
+    qatomic_set(&vs->cdb_size, VIRTIO_SCSI_CDB_DEFAULT_SIZE);
+    qatomic_set(&vs->sense_size, VIRTIO_SCSI_SENSE_DEFAULT_SIZE);
+
+    /* The next driver may have better luck with host notifiers. */
+    qatomic_set(&s->mode, VIRTIO_SCSI_STOPPED);
+}
+
+/*
+ * Hotplug
+ */
+
+/*
+ * Choose the home AioContext of a new LUN: that of the mapped IOThread that
+ * is home to the fewest LUNs of this HBA, the first such IOThread if there are
+ * several.  Requests are submitted from the AioContexts of all queues whatever
+ * the home; it is where block jobs and other background work run.
+ */
+static AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
+{
+    g_autofree unsigned *load = g_new0(unsigned, s->num_contexts);
+    unsigned best = 0;
+    BusChild *kid;
+
+    QTAILQ_FOREACH(kid, &BUS(&s->bus)->children, sibling) {
+        BlockBackend *blk = bus_child_lun(kid)->conf.blk;
+
+        for (unsigned i = 0; blk && i < s->num_contexts; i++) {
+            load[i] += blk_get_aio_context(blk) == s->contexts[i];
+        }
+    }
+    for (unsigned i = 1; i < s->num_contexts; i++) {
+        if (load[i] < load[best]) {
+            best = i;
+        }
+    }
+    return s->contexts[best];
+}
+
+static void virtio_scsi_report_luns_changed(VirtIOSCSI *s, SCSIDevice *sd,
+                                            uint32_t reason)
+{
+    if (virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_SCSI_F_HOTPLUG)) {
+        virtio_scsi_event_post(s, VIRTIO_SCSI_T_TRANSPORT_RESET, reason, sd);
+        scsi_bus_set_ua(&s->bus, SENSE_CODE(REPORTED_LUNS_CHANGED));
+    }
+}
+
+static void virtio_scsi_lun_pre_plug(HotplugHandler *handler, DeviceState *dev,
+                                     Error **errp)
+{
+    SCSI_DEVICE(dev)->hba_supports_iothread = true;
+}
+
+static void virtio_scsi_lun_plug(HotplugHandler *handler, DeviceState *dev,
+                                 Error **errp)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(handler);
+    SCSIDevice *sd = SCSI_DEVICE(dev);
+
+    if (s->num_contexts && s->mode != VIRTIO_SCSI_FALLBACK) {
+        /*
+         * Other users of the node may insist on another AioContext.  I/O from
+         * ours works all the same, so that is no error.
+         */
+        blk_set_aio_context(sd->conf.blk, virtio_scsi_choose_home(s), NULL);
+    }
+    virtio_scsi_report_luns_changed(s, sd, VIRTIO_SCSI_EVT_RESET_RESCAN);
+}
+
+static void virtio_scsi_lun_unplug(HotplugHandler *handler, DeviceState *dev,
+                                   Error **errp)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(handler);
+    SCSIDevice *sd = SCSI_DEVICE(dev);
+
+    qdev_simple_device_unplug_cb(handler, dev, errp);
+
+    if (s->num_contexts) {
+        /* The IOThread may be deleted after us; don't leave the node there. */
+        blk_set_aio_context(sd->conf.blk, qemu_get_aio_context(), NULL);
+    }
+    virtio_scsi_report_luns_changed(s, sd, VIRTIO_SCSI_EVT_RESET_REMOVED);
+}
+
+/* A LUN's parameters have changed; comes from the LUN's home AioContext. */
+static void virtio_scsi_lun_changed(SCSIBus *bus, SCSIDevice *sd,
+                                    SCSISense sense)
+{
+    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
+
+    /* CD-ROM drives announce a change of medium by a unit attention only. */
+    if (virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_SCSI_F_CHANGE) &&
+        sd->type != TYPE_ROM) {
+        virtio_scsi_event_post(s, VIRTIO_SCSI_T_PARAM_CHANGE,
+                               sense.asc | sense.ascq << 8, sd);
+    }
+}
+
+static const SCSIBusInfo virtio_scsi_bus_info = {
+    .max_channel    = VIRTIO_SCSI_MAX_CHANNEL,
+    .max_target     = VIRTIO_SCSI_MAX_TARGET,
+    .max_lun        = VIRTIO_SCSI_MAX_LUN,
+    .tcq            = true,
+
+    .parse_cdb      = virtio_scsi_cmd_parse_cdb,
+    .get_sg_list    = virtio_scsi_cmd_sg_list,
+    .complete       = virtio_scsi_cmd_complete,
+    .fail           = virtio_scsi_cmd_failed,
+    .cancel         = virtio_scsi_cmd_cancelled,
+    .save_request   = virtio_scsi_cmd_save,
+    .load_request   = virtio_scsi_cmd_load,
+
+    .change         = virtio_scsi_lun_changed,
+    .drained_begin  = virtio_scsi_drained_begin,
+    .drained_end    = virtio_scsi_drained_end,
+};
+
+/*
+ * Life of the device.  All that can fail comes first and leaves nothing.
+ */
+
+static void virtio_scsi_device_realize(DeviceState *dev, Error **errp)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(dev);
+    VirtIOSCSICommon *vs = VIRTIO_SCSI_COMMON(dev);
+
+    if (!virtio_scsi_common_check(&vs->conf, errp) ||
+        !virtio_scsi_dataplane_setup(s, errp)) {
+        return;
+    }
+
+    virtio_scsi_common_realize(dev, virtio_scsi_handle_ctrl,
+                               virtio_scsi_handle_event,
+                               virtio_scsi_handle_cmd, &error_abort);
+    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
+        s->queues[i].vq = vs->cmd_vqs[i];
+    }
+    virtio_scsi_event_init(s);
+
+    scsi_bus_init_named(&s->bus, sizeof(s->bus), dev, &virtio_scsi_bus_info,
+                        VIRTIO_DEVICE(dev)->bus_name);
+    /* The HBA itself wants to see LUNs come and go, see above. */
+    qbus_set_hotplug_handler(BUS(&s->bus), OBJECT(dev));
+}
+
+static void virtio_scsi_device_unrealize(DeviceState *dev)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(dev);
+
+    qbus_set_hotplug_handler(BUS(&s->bus), NULL);
+    virtio_scsi_ctrl_settle(s);
+    virtio_scsi_event_cleanup(s);
+    virtio_scsi_common_unrealize(dev);
+    virtio_scsi_dataplane_cleanup(s);
+}
+
+static const VMStateDescription vmstate_virtio_scsi = {
+    .name               = "virtio-scsi",
+    .version_id         = 1,
+    .minimum_version_id = 1,
+    .fields             = (const VMStateField[]) {
+        VMSTATE_VIRTIO_DEVICE,
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+#define CONF(field) parent_obj.conf.field
+
+static const Property virtio_scsi_properties[] = {
+    DEFINE_PROP_LINK("iothread", VirtIOSCSI, CONF(iothread), TYPE_IOTHREAD,
+                     IOThread *),
+    DEFINE_PROP_IOTHREAD_VQ_MAPPING_LIST("iothread-vq-mapping", VirtIOSCSI,
+                                         CONF(iothread_vq_mapping_list)),
+    DEFINE_PROP_UINT32("num_queues", VirtIOSCSI, CONF(num_queues),
+                       VIRTIO_SCSI_AUTO_NUM_QUEUES),
+    DEFINE_PROP_UINT32("virtqueue_size", VirtIOSCSI, CONF(virtqueue_size),
+                       256),
+    DEFINE_PROP_BOOL("seg_max_adjust", VirtIOSCSI, CONF(seg_max_adjust), true),
+    DEFINE_PROP_UINT32("max_sectors", VirtIOSCSI, CONF(max_sectors), 0xffff),
+    DEFINE_PROP_UINT32("cmd_per_lun", VirtIOSCSI, CONF(cmd_per_lun), 128),
+    DEFINE_PROP_BIT("hotplug", VirtIOSCSI, host_features,
+                    VIRTIO_SCSI_F_HOTPLUG, true),
+    DEFINE_PROP_BIT("param_change", VirtIOSCSI, host_features,
+                    VIRTIO_SCSI_F_CHANGE, true),
+};
+
+static void virtio_scsi_class_init(ObjectClass *klass, void *data)
+{
+    HotplugHandlerClass *hhc = HOTPLUG_HANDLER_CLASS(klass);
+    VirtioDeviceClass *vdc = VIRTIO_DEVICE_CLASS(klass);
+    DeviceClass *dc = DEVICE_CLASS(klass);
+
+    hhc->pre_plug = virtio_scsi_lun_pre_plug;
+    hhc->plug = virtio_scsi_lun_plug;
+    hhc->unplug = virtio_scsi_lun_unplug;
+
+    vdc->realize = virtio_scsi_device_realize;
+    vdc->unrealize = virtio_scsi_device_unrealize;
+    vdc->reset = virtio_scsi_reset;
+    vdc->get_features = virtio_scsi_get_features;
+    vdc->set_config = virtio_scsi_set_config;
+    vdc->start_ioeventfd = virtio_scsi_dataplane_start;
+    vdc->stop_ioeventfd = virtio_scsi_dataplane_stop;
+
+    dc->vmsd = &vmstate_virtio_scsi;
+    device_class_set_props(dc, virtio_scsi_properties);
+}
+
+static const TypeInfo virtio_scsi_types[] = {
+    {
+        .name           = TYPE_VIRTIO_SCSI,
+        .parent         = TYPE_VIRTIO_SCSI_COMMON,
+        .interfaces     = (InterfaceInfo[]) { { TYPE_HOTPLUG_HANDLER }, { } },
+        .instance_size  = sizeof(VirtIOSCSI),
+        .class_init     = virtio_scsi_class_init,
+    },
+};
+
+DEFINE_TYPES(virtio_scsi_types)

@@ -1,0 +1,186 @@
+/*
+ * virtio SCSI host bus adapter (virtio 1.2, 5.6)
+ *
+ * What the transports (PCI, CCW, MMIO), vhost-scsi and vhost-user-scsi see.
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_VIRTIO_SCSI_H
+#define QEMU_VIRTIO_SCSI_H
+
+#include "chardev/char-fe.h"
+#include "hw/scsi/scsi.h"
+#include "hw/virtio/virtio.h"
+#include "qapi/qapi-types-virtio.h"
+#include "qom/object.h"
+#include "system/iothread.h"
+
+/*
+ * The driver chooses the size of the CDB and sense fields at run time, so the
+ * structures end where these fields start.
+ */
+#define VIRTIO_SCSI_CDB_SIZE    0
+#define VIRTIO_SCSI_SENSE_SIZE  0
+#include "standard-headers/linux/virtio_scsi.h"
+
+/* Request queues */
+typedef struct virtio_scsi_cmd_resp VirtIOSCSICmdResp;
+typedef struct virtio_scsi_cmd_req VirtIOSCSICmdReq;
+
+/* Control queue */
+typedef struct virtio_scsi_ctrl_an_resp VirtIOSCSICtrlANResp;
+typedef struct virtio_scsi_ctrl_an_req VirtIOSCSICtrlANReq;
+typedef struct virtio_scsi_ctrl_tmf_resp VirtIOSCSICtrlTMFResp;
+typedef struct virtio_scsi_ctrl_tmf_req VirtIOSCSICtrlTMFReq;
+
+/* Event queue, configuration space */
+typedef struct virtio_scsi_event VirtIOSCSIEvent;
+typedef struct virtio_scsi_config VirtIOSCSIConfig;
+
+/* The addresses that a guest can use */
+#define VIRTIO_SCSI_MAX_LUN     16383
+#define VIRTIO_SCSI_MAX_TARGET  255
+#define VIRTIO_SCSI_MAX_CHANNEL 0
+
+/* Queue 0 is the control queue, 1 the event queue, the rest take requests. */
+#define VIRTIO_SCSI_VQ_NUM_FIXED 2
+
+/* num_queues was not set: the transport chooses, else it is 1 */
+#define VIRTIO_SCSI_AUTO_NUM_QUEUES UINT32_MAX
+
+/* Properties; constant once the device is realized */
+struct VirtIOSCSIConf {
+    /* all kinds of virtio-scsi */
+    uint32_t num_queues;
+    uint32_t virtqueue_size;
+    uint32_t max_sectors;
+    uint32_t cmd_per_lun;
+    bool seg_max_adjust;
+
+    /* virtio-scsi in QEMU */
+    IOThread *iothread;
+    IOThreadVirtQueueMappingList *iothread_vq_mapping_list;
+
+    /* vhost-scsi and vhost-user-scsi */
+    char *wwpn;
+    char *vhostfd;
+    uint32_t boot_tpgt;
+    bool worker_per_virtqueue;
+    CharBackend chardev;
+};
+
+#define TYPE_VIRTIO_SCSI_COMMON "virtio-scsi-common"
+OBJECT_DECLARE_SIMPLE_TYPE(VirtIOSCSICommon, VIRTIO_SCSI_COMMON)
+
+struct VirtIOSCSICommon {
+    VirtIODevice parent_obj;
+    VirtIOSCSIConf conf;
+
+    /* Constant once the device is realized */
+    VirtQueue **cmd_vqs;        /* conf.num_queues elements */
+    VirtQueue *ctrl_vq;
+    VirtQueue *event_vq;
+
+    /*
+     * Configuration space that the driver may write at any time.  Written
+     * under the BQL, read from any thread, both with qatomic_*(); a request
+     * reads each of them once.
+     */
+    uint32_t cdb_size;
+    uint32_t sense_size;
+};
+
+/**
+ * VirtIOSCSIMode: who serves the virtqueues
+ *
+ * Only the main loop changes the mode, and it does so only while no request
+ * is being worked on in an IOThread.  While the mode is STOPPED or FALLBACK
+ * every virtqueue and every request belongs to the main loop.  Otherwise they
+ * belong to the AioContext that they are mapped to.
+ *
+ * @VIRTIO_SCSI_STOPPED: no host notifier is set up; a kick is handled by the
+ *                       thread that it comes from, with the BQL
+ * @VIRTIO_SCSI_STARTING: host notifiers are being set up
+ * @VIRTIO_SCSI_STARTED: host notifiers are attached, but for drains
+ * @VIRTIO_SCSI_STOPPING: host notifiers are detached, requests settle
+ * @VIRTIO_SCSI_FALLBACK: as STOPPED, because host notifiers can't be set up
+ */
+typedef enum VirtIOSCSIMode {
+    VIRTIO_SCSI_STOPPED,
+    VIRTIO_SCSI_STARTING,
+    VIRTIO_SCSI_STARTED,
+    VIRTIO_SCSI_STOPPING,
+    VIRTIO_SCSI_FALLBACK,
+} VirtIOSCSIMode;
+
+typedef struct VirtIOSCSIQueue VirtIOSCSIQueue;
+typedef struct VirtIOSCSIEventNote VirtIOSCSIEventNote;
+
+#define TYPE_VIRTIO_SCSI "virtio-scsi-device"
+OBJECT_DECLARE_SIMPLE_TYPE(VirtIOSCSI, VIRTIO_SCSI)
+
+struct VirtIOSCSI {
+    VirtIOSCSICommon parent_obj;
+    SCSIBus bus;
+
+    /* Constant once the device is realized */
+    uint32_t host_features;
+    VirtIOSCSIQueue *queues;    /* conf.num_queues elements */
+    AioContext **contexts;      /* of the IOThreads that have a queue */
+    unsigned num_contexts;      /* 0: the main loop does everything */
+    QEMUBH *event_bh;           /* in the main loop: deliver event_notes */
+
+    /* Written under the BQL, read from any thread; see VirtIOSCSIMode */
+    VirtIOSCSIMode mode;
+    unsigned resetting;         /* resets of LUNs or of all under way */
+
+    /* Main loop only */
+    unsigned tmf_visits;        /* of task management functions, not back */
+    bool events_dropped;        /* the event queue had no buffer left */
+
+    /* Any thread; off the I/O path */
+    QemuMutex event_notes_lock; /* protects event_notes */
+    QSIMPLEQ_HEAD(, VirtIOSCSIEventNote) event_notes;
+};
+
+/**
+ * virtio_scsi_common_check:
+ * @conf: properties of a device that is about to be realized
+ * @errp: where to store an error
+ *
+ * Check what all kinds of virtio-scsi have in common, and replace
+ * VIRTIO_SCSI_AUTO_NUM_QUEUES by 1.  Nothing is allocated.
+ *
+ * Context: BQL held.
+ * Returns: false with @errp set if a property has an impossible value.
+ */
+bool virtio_scsi_common_check(VirtIOSCSIConf *conf, Error **errp);
+
+/**
+ * virtio_scsi_common_realize:
+ * @dev: a #VirtIOSCSICommon
+ * @ctrl: handler for kicks of the control queue
+ * @evt: handler for kicks of the event queue
+ * @cmd: handler for kicks of the request queues
+ * @errp: where to store an error; nothing stays behind then
+ *
+ * Initialize the virtio device and create its virtqueues.
+ *
+ * Context: BQL held.
+ */
+void virtio_scsi_common_realize(DeviceState *dev, VirtIOHandleOutput ctrl,
+                                VirtIOHandleOutput evt, VirtIOHandleOutput cmd,
+                                Error **errp);
+
+/**
+ * virtio_scsi_common_unrealize:
+ * @dev: a #VirtIOSCSICommon
+ *
+ * Undo virtio_scsi_common_realize().  Context: BQL held.
+ */
+void virtio_scsi_common_unrealize(DeviceState *dev);
+
+#endif /* QEMU_VIRTIO_SCSI_H */
