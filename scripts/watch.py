@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run a guest of scripts/guest in QEMU and watch it from the host.
+
+Watch reads the guest's console (QEMU's standard output) and its "@" lines
+(second serial port, QEMU's standard error; see guest-init), samples the CPU
+time of QEMU's threads at each of the guest's ticks, and tells a guest at work
+from one that does not boot, hangs, or fell over a fault of the emulator.
+"""
+
+import collections
+import ctypes
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+
+SILENCE = 60                    # seconds without a sign of life from a guest
+STALL = re.compile(r"rcu.*(stall|starved)|soft lockup|hard LOCKUP")
+
+Thread = collections.namedtuple("Thread", "name usr sys cpu switches")
+Sample = collections.namedtuple("Sample", "time reads threads")
+
+
+class RunError(Exception):
+    """Ends the walk-through with one line."""
+
+
+class EmulatorFault(Exception):
+    """A known fault of multi-threaded TCG on a busy host; worth a repeat."""
+
+
+def say(text=""):
+    print(text, flush=True)
+
+
+def read_threads(pid):
+    """{tid: Thread} with CPU times in seconds."""
+    hertz = os.sysconf("SC_CLK_TCK")
+    threads = {}
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        base = f"/proc/{pid}/task/{tid}"
+        try:
+            with open(f"{base}/stat", encoding="utf-8") as f:
+                text = f.read()
+            with open(f"{base}/status", encoding="utf-8") as f:
+                found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)",
+                                  f.read(), re.M)
+            try:
+                # Nanoseconds; stat counts in steps of a clock tick.
+                with open(f"{base}/schedstat", encoding="ascii") as f:
+                    exact = int(f.read().split()[0]) / 1e9
+            except OSError:
+                exact = None
+        except OSError:
+            continue                    # the thread has just ended
+        name = text[text.index("(") + 1:text.rindex(")")]
+        fields = text[text.rindex(")") + 2:].split()
+        usr, system = int(fields[11]) / hertz, int(fields[12]) / hertz
+        threads[int(tid)] = Thread(name, usr, system,
+                                   usr + system if exact is None else exact,
+                                   int(found.group(1)))
+    return threads
+
+
+def difference(first, last):
+    """[Thread] that used CPU or not between two samples, in thread order."""
+    found = []
+    for tid in sorted(last):
+        old = first.get(tid, Thread("", 0, 0, 0, 0))
+        found.append(Thread(last[tid].name, *(b - a for a, b in
+                                              zip(old[1:], last[tid][1:]))))
+    return found
+
+
+def iothread_times(threads):
+    return {t.name[3:]: t for t in threads if t.name.startswith("IO ")}
+
+
+class Watch:
+    """One QEMU process: reads its two serial ports and takes samples."""
+
+    def __init__(self, lines, setup):
+        self.limit = 120 + 15 * setup.vcpus     # seconds to boot
+        self.cap = 2 * self.limit + 3 * setup.runtime
+        self.tcg = "tcg" in setup.accel[0]
+        self.step = max(1, setup.runtime // 10)
+        self.console, self.stderr = [], []
+        self.facts = collections.defaultdict(list)
+        self.samples = []
+        self.start = self.heard = self.moved = time.monotonic()
+        self.shown = 0
+        libc = ctypes.CDLL(None)
+        # Dies with this program even where nobody can catch the signal.
+        self.proc = subprocess.Popen(
+            sum(lines, []), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))
+
+    def fault(self, text):
+        if self.tcg:
+            return EmulatorFault(text)
+        return RunError(text)
+
+    def tail(self):
+        text = "\n".join("    | " + s for s in self.console[-15:])
+        return f"; end of its console:\n{text}" if text else \
+            "; its console is empty"
+
+    def line(self, text, is_console):
+        self.heard = time.monotonic()
+        if is_console:
+            self.console.append(text)
+            if STALL.search(text) and self.tcg:
+                raise EmulatorFault(f"a vCPU stalled: {text}")
+        elif text.startswith("@"):
+            word, _, rest = text[1:].partition(" ")
+            self.facts[word].append(rest)
+            if word == "error:":
+                raise RunError(f"guest: {rest}")
+            if word in ("tick", "end"):
+                self.tick(int(rest), word == "end")
+        elif text:
+            self.stderr.append(text)
+
+    def tick(self, reads, is_end):
+        """A sample belongs to the measurement while fio's reads go on."""
+        now = time.monotonic()
+        idle = int(self.facts["tick"][0]) if self.facts["tick"] else reads
+        last = self.samples[-1].reads if self.samples else idle
+        if reads > last:
+            self.moved = now
+        if reads <= idle or (is_end and len(self.samples) > 1):
+            return
+        self.samples.append(Sample(now, reads, read_threads(self.proc.pid)))
+        if not is_end and len(self.samples) > 1:
+            self.progress()
+
+    def progress(self):
+        first, old, new = self.samples[0], self.samples[-2], self.samples[-1]
+        if new.time - self.shown < self.step - 0.5:
+            return
+        self.shown = new.time
+        span = new.time - old.time
+        threads = difference(old.threads, new.threads)
+        busy = [100 * t.cpu / span for t in iothread_times(threads).values()]
+        vcpus = sum(t.cpu for t in threads if t.name.startswith("CPU "))
+        say(f"  fio {new.time - first.time:5.1f} s "
+            f"{(new.reads - old.reads) / span:9.0f} IOPS   IOThreads "
+            f"{min(busy, default=0):.0f} to {max(busy, default=0):.0f} % CPU,"
+            f" vCPUs together {100 * vcpus / span:.0f} %")
+
+    def check_time(self):
+        now = time.monotonic()
+        if not self.facts["mq"]:
+            if now - self.start > self.limit:
+                raise RunError(f"the guest did not boot in {self.limit} s"
+                               + self.tail())
+            self.moved = now
+        if self.console and now - self.heard > SILENCE:
+            raise self.fault(f"no sign of life from the guest for {SILENCE} s"
+                             + self.tail())
+        # Its clock ticks, so vCPUs run: that is the device's fault.
+        if now - self.moved > SILENCE and not self.facts["end"]:
+            raise RunError(f"fio's reads stand still for {SILENCE} s though "
+                           "the guest runs")
+        if now - self.start > self.cap:
+            raise RunError(f"not done after {self.cap} s" + self.tail())
+
+    def follow(self):
+        """Until QEMU ends; says when the guest is up."""
+        pipes = selectors.DefaultSelector()
+        rest = {}
+        for pipe in (self.proc.stdout, self.proc.stderr):
+            pipes.register(pipe, selectors.EVENT_READ)
+            rest[pipe] = b""
+        up = False
+        while pipes.get_map():
+            for key, _ in pipes.select(1):
+                data = os.read(key.fd, 65536)
+                if not data:
+                    pipes.unregister(key.fileobj)
+                *whole, rest[key.fileobj] = (rest[key.fileobj]
+                                             + data).split(b"\n")
+                for raw in whole + ([rest[key.fileobj]] if not data else []):
+                    self.line(raw.decode(errors="replace").strip("\r"),
+                              key.fileobj is self.proc.stdout)
+            if self.facts["irqs"] and not up:
+                up = True
+                say(f"  guest up after {time.monotonic() - self.start:.0f} s")
+                self.show_guest()
+            self.check_time()
+        try:
+            self.judge_exit(self.proc.wait(timeout=30))
+        except subprocess.TimeoutExpired:
+            raise RunError("QEMU does not end after the guest did") from None
+
+    def show_guest(self):
+        say(f"  guest$ dmesg | grep queues\n  "
+            f"{(self.facts['queues'] or ['(no such line)'])[0]}")
+        say(f"  guest$ ls /sys/block/sda/mq\n  {self.facts['mq'][0]}")
+        say(f"  guest$ {(self.facts['cmd'] or ['fio'])[0]}")
+
+    def judge_exit(self, status):
+        errors = "\n".join(self.stderr)
+        if status == -signal.SIGABRT and "iotlb_to_section" in errors:
+            raise self.fault("QEMU aborted in iotlb_to_section")
+        if status != 0:
+            last = self.stderr[-1] if self.stderr else "no message"
+            raise RunError(f"QEMU ended with status {status}: {last}")
+        if self.facts["done"] != ["0"]:
+            raise RunError("the guest ended without finishing fio"
+                           + self.tail())
+        for text in self.stderr:
+            say(f"  QEMU says: {text}")
+
+    def close(self):
+        if self.proc.poll() is None:
+            self.proc.kill()
+        self.proc.wait()
+        self.proc.stdout.close()
+        self.proc.stderr.close()
