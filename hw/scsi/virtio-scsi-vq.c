@@ -190,9 +190,12 @@ static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
 
     /*
      * Legacy drivers put each header into a buffer of its own (virtio 1.2,
-     * 5.6.6.0.1), and old firmware pads that buffer.
+     * 5.6.6, "Legacy Interface: Framing Requirements"), and old firmware pads
+     * that buffer.  Since virtio 1.0 any framing is right ("Message Framing"),
+     * with no feature bit to say so.
      */
-    if (!virtio_vdev_has_feature(vdev, VIRTIO_F_ANY_LAYOUT)) {
+    if (!virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1) &&
+        !virtio_vdev_has_feature(vdev, VIRTIO_F_ANY_LAYOUT)) {
         out_skip = elem->out_sg[0].iov_len;
         in_skip = elem->in_sg[0].iov_len;
     }
