@@ -21,6 +21,8 @@
 #include "hw/virtio/virtio-bus.h"
 #include "virtio-scsi-internal.h"
 
+static void queue_sync(void *opaque);
+
 /*
  * Set-up
  */
@@ -88,6 +90,14 @@ static void dataplane_create_queues(VirtIOSCSI *s, AioContext **by_queue)
             .ctx = by_queue ? by_queue[i] : qemu_get_aio_context(),
         };
         QTAILQ_INIT(&q->in_flight);
+        if (by_queue) {
+            /*
+             * No reentrancy guard: there is one for the whole device, it is
+             * not made for several threads, and this does no DMA.
+             */
+            q->sync_bh = aio_bh_new_full(q->ctx, queue_sync, q,
+                                         "virtio-scsi queue", NULL);
+        }
     }
 }
 
@@ -121,18 +131,34 @@ bool virtio_scsi_dataplane_setup(VirtIOSCSI *s, Error **errp)
     return true;
 }
 
+static void dataplane_visit_bh(void *opaque)
+{
+}
+
+static void dataplane_delete_queues(VirtIOSCSI *s)
+{
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        g_clear_pointer(&s->queues[i].sync_bh, qemu_bh_delete);
+    }
+    /* One of them may be running, but not any more when a visit is over. */
+    for (unsigned i = 0; i < s->num_contexts; i++) {
+        aio_wait_bh_oneshot(s->contexts[i], dataplane_visit_bh, NULL);
+    }
+    g_clear_pointer(&s->queues, qemu_vfree);
+}
+
 void virtio_scsi_dataplane_cleanup(VirtIOSCSI *s)
 {
     const VirtIOSCSIConf *conf = &s->parent_obj.conf;
 
     assert(virtio_scsi_queues_in_main_loop(s));
+    dataplane_delete_queues(s);
 
     if (conf->iothread_vq_mapping_list) {
         iothread_vq_mapping_cleanup(conf->iothread_vq_mapping_list);
     } else if (conf->iothread) {
         iothread_detach_user(conf->iothread);
     }
-    g_clear_pointer(&s->queues, qemu_vfree);
     g_clear_pointer(&s->contexts, g_free);
     s->num_contexts = 0;
 }
@@ -149,12 +175,13 @@ bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s)
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
 {
     switch (qatomic_read(&s->mode)) {
-    case VIRTIO_SCSI_STARTED:
     case VIRTIO_SCSI_FALLBACK:
         return true;
+    case VIRTIO_SCSI_STARTED:
+        /* Otherwise the ring is looked at when notifiers are attached again */
+        return !qatomic_read(&s->drained);
     case VIRTIO_SCSI_STARTING:
     case VIRTIO_SCSI_STOPPING:
-        /* The buffers stay in the ring until notifiers are attached again. */
         return false;
     case VIRTIO_SCSI_STOPPED:
         if (s->num_contexts) {
@@ -182,45 +209,92 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
 
 /*
  * Attach and detach host notifiers
+ *
+ * Both touch the virtqueue, so each is done in the AioContext that owns it.
+ * There a bottom half looks what is wanted at that time.  However many times
+ * it was scheduled meanwhile, and in whatever order, the last word counts.
  */
 
-static void dataplane_attach(VirtIOSCSI *s)
+static bool dataplane_wants_kicks(VirtIOSCSI *s)
 {
-    VirtIOSCSICommon *vs = &s->parent_obj;
-    AioContext *main_ctx = qemu_get_aio_context();
+    return qatomic_read(&s->mode) == VIRTIO_SCSI_STARTED &&
+           !qatomic_read(&s->drained);
+}
 
-    virtio_queue_aio_attach_host_notifier(vs->ctrl_vq, main_ctx);
-    /* It has buffers waiting most of the time, so polling it is no use. */
-    virtio_queue_aio_attach_host_notifier_no_poll(vs->event_vq, main_ctx);
-    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
-        virtio_queue_aio_attach_host_notifier(s->queues[i].vq,
-                                              s->queues[i].ctx);
+/* Context: the queue's AioContext */
+static void queue_sync(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+    bool wanted = dataplane_wants_kicks(q->dev);
+
+    if (wanted && q->attached) {
+        /* A handler may have turned a kick down in between; look again. */
+        event_notifier_set(virtio_queue_get_host_notifier(q->vq));
+    } else if (wanted) {
+        q->attached = true;
+        virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
+    } else if (q->attached) {
+        q->attached = false;
+        virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
     }
 }
 
-static void dataplane_detach(VirtIOSCSI *s)
+static void dataplane_sync_fixed_queues(VirtIOSCSI *s)
 {
     VirtIOSCSICommon *vs = &s->parent_obj;
-    AioContext *main_ctx = qemu_get_aio_context();
+    AioContext *ctx = qemu_get_aio_context();
+    bool wanted = dataplane_wants_kicks(s);
 
-    virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, main_ctx);
-    virtio_queue_aio_detach_host_notifier(vs->event_vq, main_ctx);
-    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
-        virtio_queue_aio_detach_host_notifier(s->queues[i].vq,
-                                              s->queues[i].ctx);
+    if (s->main_attached == wanted) {
+        return;
+    }
+    s->main_attached = wanted;
+    if (wanted) {
+        virtio_queue_aio_attach_host_notifier(vs->ctrl_vq, ctx);
+        /* It has buffers waiting most of the time; polling it is no use. */
+        virtio_queue_aio_attach_host_notifier_no_poll(vs->event_vq, ctx);
+    } else {
+        virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, ctx);
+        virtio_queue_aio_detach_host_notifier(vs->event_vq, ctx);
+    }
+}
+
+/* Let all queues follow a change of mode or drained, now or soon. */
+static void dataplane_sync(VirtIOSCSI *s)
+{
+    dataplane_sync_fixed_queues(s);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        if (q->sync_bh) {
+            qemu_bh_schedule(q->sync_bh);
+        } else {
+            queue_sync(q);
+        }
+    }
+}
+
+/* The same, but wait for it; no handler is running any more afterwards. */
+static void dataplane_sync_wait(VirtIOSCSI *s)
+{
+    dataplane_sync_fixed_queues(s);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        aio_wait_bh_oneshot(s->queues[i].ctx, queue_sync, &s->queues[i]);
     }
 }
 
 /*
- * A drain may begin or end while notifiers are being set up or taken down.
- * Start and stop take care of themselves then.
+ * The caller may not be able to wait.  So a handler that is running goes on,
+ * and the block layer holds its requests back; no other one begins, because
+ * virtio_scsi_kick_is_ours() says no from now on.
  */
 void virtio_scsi_drained_begin(SCSIBus *bus)
 {
     VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
 
+    qatomic_set(&s->drained, true);
     if (s->mode == VIRTIO_SCSI_STARTED) {
-        dataplane_detach(s);
+        dataplane_sync(s);
     }
 }
 
@@ -228,8 +302,9 @@ void virtio_scsi_drained_end(SCSIBus *bus)
 {
     VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
 
+    qatomic_set(&s->drained, false);
     if (s->mode == VIRTIO_SCSI_STARTED) {
-        dataplane_attach(s);
+        dataplane_sync(s);
     }
 }
 
@@ -351,42 +426,14 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     virtio_scsi_ctrl_settle(s);
     dataplane_rehome_queues(s, false);
 
-    /* Threads learn of it by the locks that attaching takes. */
     qatomic_set(&s->mode, VIRTIO_SCSI_STARTED);
-    if (s->bus.drain_count == 0) {
-        dataplane_attach(s);
-    }
+    dataplane_sync(s);
     return 0;
 
 fallback:
     qatomic_set(&s->mode, VIRTIO_SCSI_FALLBACK);
     dataplane_serve_all(s);
     return ret;
-}
-
-/* Runs in the queue's AioContext, so no handler of it is running any more. */
-static void dataplane_detach_bh(void *opaque)
-{
-    VirtIOSCSIQueue *q = opaque;
-
-    virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
-}
-
-/*
- * Stop serving the virtqueues.  During a drain they are detached already, but
- * a handler may still be running, so visit the AioContexts all the same.
- */
-static void dataplane_quiesce(VirtIOSCSI *s)
-{
-    VirtIOSCSICommon *vs = &s->parent_obj;
-    AioContext *main_ctx = qemu_get_aio_context();
-
-    virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, main_ctx);
-    virtio_queue_aio_detach_host_notifier(vs->event_vq, main_ctx);
-    for (unsigned i = 0; i < vs->conf.num_queues; i++) {
-        aio_wait_bh_oneshot(s->queues[i].ctx, dataplane_detach_bh,
-                            &s->queues[i]);
-    }
 }
 
 void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
@@ -400,7 +447,7 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
     }
     qatomic_set(&s->mode, VIRTIO_SCSI_STOPPING);
 
-    dataplane_quiesce(s);
+    dataplane_sync_wait(s);
     virtio_scsi_drain_luns(s);
     virtio_scsi_ctrl_settle(s);
     virtio_scsi_event_flush(s);

@@ -40,12 +40,19 @@ typedef struct VirtIOSCSIReq {
     VirtIOSCSICmdReq hdr;       /* last: the CDB follows */
 } VirtIOSCSIReq;
 
-/* A request virtqueue.  @in_flight belongs to the owner, see VirtIOSCSIMode. */
+/* A request virtqueue */
 struct VirtIOSCSIQueue {
+    /* Constant once the device is realized */
     VirtIOSCSI *dev;
     VirtQueue *vq;
     AioContext *ctx;            /* the owner while the mode is STARTED */
+    QEMUBH *sync_bh;            /* in ctx: attach or detach; NULL: main loop */
     unsigned index;             /* 0-based over the request queues */
+
+    /* Only in ctx */
+    bool attached;              /* the host notifier */
+
+    /* Only the owner, see VirtIOSCSIMode */
     QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
 } QEMU_ALIGNED(64);
 
@@ -126,10 +133,10 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev);
  */
 void virtio_scsi_dataplane_stop(VirtIODevice *vdev);
 
-/** virtio_scsi_drained_begin: no more kicks from now on. Context: BQL held. */
+/** virtio_scsi_drained_begin: no new requests. Context: main loop, BQL held. */
 void virtio_scsi_drained_begin(SCSIBus *bus);
 
-/** virtio_scsi_drained_end: look at the rings again. Context: BQL held. */
+/** virtio_scsi_drained_end: look at the rings. Context: main loop, BQL held. */
 void virtio_scsi_drained_end(SCSIBus *bus);
 
 /**

@@ -135,9 +135,11 @@ struct VirtIOSCSI {
 
     /* Written under the BQL, read from any thread; see VirtIOSCSIMode */
     VirtIOSCSIMode mode;
+    bool drained;               /* leave requests in the rings for now */
     unsigned resetting;         /* resets of LUNs or of all under way */
 
     /* Main loop only */
+    bool main_attached;         /* host notifiers of the fixed queues */
     unsigned tmf_visits;        /* of task management functions, not back */
     bool events_dropped;        /* the event queue had no buffer left */
 
