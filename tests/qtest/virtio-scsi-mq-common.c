@@ -292,6 +292,18 @@ void mq_reset(MqDev *d)
 }
 
 /*
+ * The VM goes on in @to.  Guest memory and registers are there as they were,
+ * so that positions and addresses stay valid.
+ */
+void mq_migrated(MqDev *d, QTestState *to)
+{
+    d->new_bus = *d->pci->pdev->bus;
+    d->new_bus.qts = to;
+    d->pci->pdev->bus = &d->new_bus;
+    d->qts = to;
+}
+
+/*
  * Both kinds of ring have descriptors of the same size.  @third and @fourth
  * are flags and next in a split ring, id and flags in a packed one.
  */

@@ -81,6 +81,7 @@ struct MqDev {
     unsigned num_queues;        /* request queues */
     unsigned num_vqs;           /* num_queues, control and event queue */
     MqQueue **vqs;              /* NULL until mq_setup() */
+    QPCIBus new_bus;            /* after mq_migrated() */
 };
 
 typedef struct MqCmd {
@@ -100,6 +101,7 @@ void mq_setup(MqDev *d, unsigned form, size_t data_max);
 void mq_driver_ok(MqDev *d);
 void mq_start(MqDev *d, unsigned form, size_t data_max);
 void mq_reset(MqDev *d);
+void mq_migrated(MqDev *d, QTestState *to);
 
 /* libqos has found the capabilities of a modern device. */
 static inline bool mq_is_modern(MqDev *d)

@@ -29,6 +29,7 @@
 
 typedef enum Backend {
     BACKEND_ZEROES,     /* null-co: completes in the submitting AioContext */
+    BACKEND_NULL,       /* the same, but nobody is told that it reads zeroes */
     BACKEND_SLOW,       /* null-co that takes SLOW_NS for each request */
     BACKEND_FILE,       /* a raw file */
 } Backend;
@@ -63,30 +64,36 @@ static int lun_fd[8];
  * Command line
  */
 
+/*
+ * A file that QEMU opens by its number in this process: it isn't left behind,
+ * however the test ends.
+ */
+static char *open_unnamed(int *fd)
+{
+    g_autofree char *path = NULL;
+
+    *fd = g_file_open_tmp("mq-test.XXXXXX", &path, NULL);
+    g_assert_cmpint(*fd, >=, 0);
+    g_assert_cmpint(unlink(path), ==, 0);
+    return g_strdup_printf("/proc/%d/fd/%d", (int)getpid(), *fd);
+}
+
 static void add_backend(GString *cmd, const MqConfig *cfg, unsigned lun)
 {
     if (cfg->backend == BACKEND_FILE) {
-        /*
-         * QEMU opens the file by its number in this process: no file is left
-         * behind, however the test ends.
-         */
-        g_autofree char *path = NULL;
+        g_autofree char *path = open_unnamed(&lun_fd[lun]);
 
-        lun_fd[lun] = g_file_open_tmp("mq-test.XXXXXX", &path, NULL);
-        g_assert_cmpint(lun_fd[lun], >=, 0);
-        g_assert_cmpint(unlink(path), ==, 0);
         g_assert_cmpint(ftruncate(lun_fd[lun], LUN_BYTES), ==, 0);
         g_string_append_printf(cmd,
             " -blockdev '{\"driver\":\"raw\",\"node-name\":\"disk%u\","
             "\"file\":{\"driver\":\"file\",\"locking\":\"off\","
-            "\"filename\":\"/proc/%d/fd/%d\"}}'",
-            lun, (int)getpid(), lun_fd[lun]);
+            "\"filename\":\"%s\"}}'", lun, path);
         return;
     }
     g_string_append_printf(cmd,
         " -blockdev '{\"driver\":\"null-co\",\"node-name\":\"disk%u\","
-        "\"size\":%u,\"read-zeroes\":true,\"latency-ns\":%s}'",
-        lun, LUN_BYTES,
+        "\"size\":%u,\"read-zeroes\":%s,\"latency-ns\":%s}'",
+        lun, LUN_BYTES, cfg->backend == BACKEND_NULL ? "false" : "true",
         cfg->backend == BACKEND_SLOW ? SLOW_NS : "0");
 }
 
@@ -206,6 +213,25 @@ static void threads_find(QTestState *qts, Threads *t)
     threads_mark(t);
 }
 
+/*
+ * Was IOThread @expected woken up by @rounds events, and no other one?  On a
+ * busy host a thread that is late sees several events at one wake-up, and any
+ * may be woken up now and then for other reasons.
+ */
+static void expect_only_thread(const Threads *t, unsigned rounds,
+                               unsigned expected)
+{
+    for (unsigned i = 0; i < t->n; i++) {
+        uint64_t slept = threads_slept(t, i);
+
+        if (i == expected) {
+            g_assert_cmpuint(slept, >=, rounds / 6);
+        } else {
+            g_assert_cmpuint(slept, <=, rounds / 10);
+        }
+    }
+}
+
 /* Drive queue @vq and see that IOThread @expected serves it, alone. */
 static void check_queue_thread(MqDev *d, Threads *t, unsigned vq,
                                unsigned expected)
@@ -218,15 +244,7 @@ static void check_queue_thread(MqDev *d, Threads *t, unsigned vq,
 
         mq_run_good(mq_queue(d, vq), &cmd, NULL);
     }
-    for (unsigned i = 0; i < t->n; i++) {
-        uint64_t slept = threads_slept(t, i);
-
-        if (i == expected) {
-            g_assert_cmpuint(slept, >=, ROUNDS / 3);
-        } else {
-            g_assert_cmpuint(slept, <=, ROUNDS / 10);
-        }
-    }
+    expect_only_thread(t, ROUNDS, expected);
 }
 
 /*
@@ -1279,6 +1297,20 @@ static void throttle(QTestState *qts, unsigned lun, bool on)
         " 'iops': %d, 'iops_rd': 0, 'iops_wr': 0}}", id, on);
 }
 
+/* Returns when the device has the request, or has done it already. */
+static void wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
+                       uint64_t tag)
+{
+    gint64 start = 0;
+
+    while (mq_reap(slot->q),
+           !slot->done &&
+           mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, target, lun,
+                  tag) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
+        mq_pause(&start, "QUERY TASK to see a request");
+    }
+}
+
 /* One read through each queue; returns when the device has them all. */
 static void hold_posts(MqDev *d, Held *h, uint8_t target, uint16_t lun)
 {
@@ -1293,14 +1325,7 @@ static void hold_posts(MqDev *d, Held *h, uint8_t target, uint16_t lun)
         mq_flush(mq_queue(d, i));
     }
     for (unsigned i = 0; i < h->n; i++) {
-        gint64 start = 0;
-
-        while (mq_reap(mq_queue(d, i)),
-               !h->slot[i]->done &&
-               mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, target, lun,
-                      h->tag[i]) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-            mq_pause(&start, "QUERY TASK to see a request");
-        }
+        wait_taken(d, h->slot[i], target, lun, h->tag[i]);
     }
 }
 
@@ -1768,6 +1793,382 @@ static void test_lun_hotplug(void *obj, void *arg, QGuestAllocator *alloc)
     mq_end(d, cfg);
 }
 
+/*
+ * The home AioContext of a LUN is where block jobs on it run.  This one makes
+ * one write of 0.5 ms after the other to another node, each of which wakes up
+ * the home.  It needs BACKEND_NULL: zeroes it would write many at a time.
+ */
+static void check_home(QTestState *qts, Threads *t, unsigned lun,
+                       unsigned expected)
+{
+    enum { PIECE = 32 * KiB };
+    g_autofree char *node = g_strdup_printf("disk%u", lun);
+
+    g_test_message("home of LUN %u: iot%u", lun, expected);
+    threads_mark(t);
+    qtest_qmp_assert_success(qts,
+        "{'execute': 'blockdev-mirror', 'arguments': {'job-id': 'job',"
+        " 'device': %s, 'target': 'target', 'sync': 'full',"
+        " 'granularity': %u, 'buf-size': %u}}", node, PIECE, PIECE);
+    qtest_qmp_eventwait(qts, "BLOCK_JOB_READY");
+    expect_only_thread(t, LUN_BYTES / PIECE, expected);
+    qtest_qmp_assert_success(qts,
+        "{'execute': 'block-job-cancel', 'arguments': {'device': 'job'}}");
+    qtest_qmp_eventwait(qts, "BLOCK_JOB_COMPLETED");
+}
+
+/* @order has the IOThreads with queues in the order of their first queue. */
+static void check_homes(QPCIBus *bus, QGuestAllocator *alloc,
+                        const MqConfig *cfg, const uint8_t *order, unsigned n)
+{
+    /*
+     * Places in @order.  When some LUNs are gone the first place and the third
+     * have one each.  New ones go to the emptiest place, the first of several.
+     */
+    static const uint8_t del[] = { 4, 3, 5, 1 };
+    static const uint8_t add[] = { 5, 1, 4, 3 };
+    static const uint8_t place_before[] = { 0, 1, 2, 0, 1, 2 };
+    static const uint8_t place_after[] = { 0, 0, 2, 2, 1, 1 };
+    MqDev *d = mq_begin(bus, alloc, cfg, 512);
+    Threads t;
+
+    g_assert_cmpuint(cfg->luns, ==, ARRAY_SIZE(place_before));
+    add_null_node(d->qts, "target", 500 * 1000);
+    threads_find(d->qts, &t);
+    g_assert_cmpuint(t.n, ==, cfg->iothreads);
+    for (unsigned lun = 0; lun < cfg->luns; lun++) {
+        check_home(d->qts, &t, lun, order[place_before[lun] % n]);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(del); i++) {
+        g_autofree char *id = g_strdup_printf("hd%u", del[i]);
+
+        qtest_qmp_device_del(d->qts, id);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(add); i++) {
+        g_autofree char *id = g_strdup_printf("hd%u", add[i]);
+        g_autofree char *node = g_strdup_printf("disk%u", add[i]);
+
+        add_disk(d->qts, id, node, 0, add[i]);
+    }
+    for (unsigned lun = 0; lun < cfg->luns; lun++) {
+        check_home(d->qts, &t, lun, order[place_after[lun] % n]);
+    }
+
+    /* The guest's requests run where their queue says nevertheless. */
+    mq_clear_ua(mq_queue(d, 0), 0, 0);
+    for (unsigned i = 0; i < d->num_queues; i++) {
+        check_queue_thread(d, &t, i, order[i % n]);
+    }
+    mq_end(d, cfg);
+}
+
+static void test_homes_round_robin(void *obj, void *arg,
+                                   QGuestAllocator *alloc)
+{
+    static const uint8_t order[] = { 0, 1, 2 };
+
+    check_homes(obj, alloc, arg, order, ARRAY_SIZE(order));
+}
+
+static void test_homes_vqs(void *obj, void *arg, QGuestAllocator *alloc)
+{
+    static const uint8_t order[] = { 2, 0, 1 };
+
+    check_homes(obj, alloc, arg, order, ARRAY_SIZE(order));
+}
+
+static void test_homes_iothread(void *obj, void *arg, QGuestAllocator *alloc)
+{
+    static const uint8_t order[] = { 1 };
+
+    check_homes(obj, alloc, arg, order, ARRAY_SIZE(order));
+}
+
+/*
+ * Migration of requests that wait for the VM to go on after an error
+ *
+ * On the source the blocks from BAD_LBA on are bad, and LUNs stop the VM when
+ * they meet one.  On the destination they are good.  LUN 0 is a file with
+ * data.  The other LUNs each take one request of the queue SLOW_QUEUE, and
+ * each takes another time for it on the destination, so that each wakes up
+ * the thread that serves this queue.
+ */
+enum {
+    BAD_LBA = 1000,
+    BAD_BLOCKS = 16,
+    SLOW_LUNS = 30,
+    SLOW_QUEUE = 1,
+    SLOW_STEP_MS = 20,
+    SEED_BEFORE = 1,
+    SEED_AFTER = 2,
+};
+
+static void add_migrated_lun(QTestState *qts, unsigned lun, const char *path,
+                             bool source)
+{
+    g_autoptr(GString) node = g_string_new(NULL);
+    g_autofree char *id = g_strdup_printf("hd%u", lun);
+    g_autofree char *name = g_strdup_printf("disk%u", lun);
+    g_autoptr(QDict) resp = NULL;
+
+    if (lun == 0) {
+        g_string_printf(node, "\"driver\":\"file\",\"locking\":\"off\","
+                        "\"filename\":\"%s\"", path);
+    } else {
+        /* When QEMU ends it would flush one after the other, slowly. */
+        g_string_printf(node, "\"driver\":\"null-co\",\"read-zeroes\":true,"
+                        "\"cache\":{\"no-flush\":true},"
+                        "\"size\":%u,\"latency-ns\":%u", LUN_BYTES,
+                        source ? 0 : lun * SLOW_STEP_MS * 1000 * 1000);
+    }
+    if (source) {
+        g_autofree char *image = g_strdup(node->str);
+
+        g_string_printf(node, "\"driver\":\"blkdebug\",\"image\":{%s},"
+                        "\"inject-error\":[", image);
+        for (unsigned i = 0; i < BAD_BLOCKS; i++) {
+            g_string_append_printf(node, "%s{\"event\":\"none\","
+                                   "\"sector\":%u}", i ? "," : "",
+                                   BAD_LBA + i);
+        }
+        g_string_append(node, "]");
+    }
+    resp = qmp_text(qts, "{\"execute\":\"blockdev-add\",\"arguments\":{"
+                    "\"node-name\":\"%s\",%s}}", name, node->str);
+    g_assert_true(qdict_haskey(resp, "return"));
+    /* With a geometry the slow LUN isn't read for its partition table. */
+    qtest_qmp_assert_success(qts,
+        "{'execute': 'device_add', 'arguments': {'driver': 'scsi-hd',"
+        " 'id': %s, 'drive': %s, 'bus': 'vs.0', 'channel': 0,"
+        " 'scsi-id': 0, 'lun': %u, 'rerror': 'stop', 'werror': 'stop',"
+        " 'cyls': 32, 'heads': 16, 'secs': 63}}",
+        id, name, lun);
+}
+
+static void wait_migrated(QTestState *qts)
+{
+    gint64 start = 0;
+
+    while (true) {
+        g_autoptr(QDict) resp = qtest_qmp(qts,
+                                          "{'execute': 'query-migrate'}");
+        const char *status =
+            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
+
+        g_assert_cmpstr(status, !=, "failed");
+        if (status && g_str_equal(status, "completed")) {
+            return;
+        }
+        mq_pause(&start, "the end of a migration");
+    }
+}
+
+static void migrate(QTestState *from, QTestState *to)
+{
+    int fd;
+    g_autofree char *path = open_unnamed(&fd);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+
+    qtest_qmp_assert_success(from,
+        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(from);
+    qtest_qmp_assert_success(to,
+        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(to);
+    close(fd);
+}
+
+typedef struct Waiting {
+    MqSlot *slot;
+    uint16_t lun;
+    uint32_t lba;
+    bool write;
+    uint64_t tag;
+} Waiting;
+
+typedef struct WaitingList {
+    unsigned n;
+    Waiting w[BAD_BLOCKS + SLOW_LUNS];
+} WaitingList;
+
+static void post_waiting(WaitingList *list, MqQueue *q, uint16_t lun,
+                         uint32_t lba, bool write)
+{
+    MqCmd cmd = mq_read10(lun, lba, 1);
+    uint8_t buf[512];
+    MqSlot *slot;
+
+    if (write) {
+        fill_pattern(buf, lba, 1, SEED_AFTER);
+        cmd = mq_write10(lun, lba, 1, buf);
+    }
+    slot = mq_post_cmd(q, &cmd);
+    g_assert_nonnull(slot);
+    g_assert_cmpuint(list->n, <, ARRAY_SIZE(list->w));
+    list->w[list->n++] = (Waiting) { slot, lun, lba, write, cmd.tag };
+}
+
+static void finish_waiting(const Waiting *w)
+{
+    uint8_t buf[512];
+
+    mq_wait(w->slot);
+    check_good(w->slot);
+    if (w->lun == 0 && w->write) {
+        check_file(0, w->lba, 1, SEED_AFTER);
+    } else if (w->lun == 0) {
+        mq_read_mem(w->slot->q->dev, w->slot->data, buf, sizeof(buf));
+        check_pattern(buf, w->lba, 1, SEED_BEFORE);
+    }
+    mq_release(w->slot);
+}
+
+/* Throttling holds all but the first one until the device has them all. */
+static void stop_by_error(MqDev *d, WaitingList *list)
+{
+    MqCmd first = mq_read10(0, 0, 1);
+
+    for (unsigned lun = 0; lun <= SLOW_LUNS; lun++) {
+        g_autofree char *id = g_strdup_printf("hd%u", lun);
+
+        mq_clear_ua(mq_queue(d, 0), 0, lun);
+        qtest_qmp_assert_success(d->qts,
+            "{'execute': 'block_set_io_throttle', 'arguments': {'id': %s,"
+            " 'group': 'all', 'bps': 0, 'bps_rd': 0, 'bps_wr': 0,"
+            " 'iops': 1, 'iops_rd': 0, 'iops_wr': 0}}", id);
+    }
+    mq_run_good(mq_queue(d, 0), &first, NULL);
+    for (unsigned i = 0; i < d->num_queues; i++) {
+        MqQueue *q = mq_queue(d, i);
+
+        post_waiting(list, q, 0, BAD_LBA + 3 * i, false);
+        post_waiting(list, q, 0, BAD_LBA + 3 * i + 1, true);
+        for (unsigned lun = 1; i == SLOW_QUEUE && lun <= SLOW_LUNS; lun++) {
+            post_waiting(list, q, lun, BAD_LBA, lun & 1);
+        }
+        mq_flush(q);
+    }
+    for (unsigned i = 0; i < list->n; i++) {
+        const Waiting *w = &list->w[i];
+
+        wait_taken(d, w->slot, 0, w->lun, w->tag);
+    }
+    throttle(d->qts, 0, false);
+    qtest_qmp_eventwait(d->qts, "STOP");
+    g_assert_cmpuint(total_in_flight(d), ==, list->n);
+}
+
+/* All requests get done, those of SLOW_QUEUE by IOThread @slow_thread. */
+static void finish_migrated(QTestState *qts, const WaitingList *list,
+                            const Threads *t, int slow_thread)
+{
+    for (unsigned i = 0; i < list->n; i++) {
+        finish_waiting(&list->w[i]);
+    }
+    for (int i = 0; i < t->n; i++) {
+        uint64_t slept = threads_slept(t, i);
+
+        /* All of them have a little to do when the VM goes on. */
+        if (i == slow_thread) {
+            g_assert_cmpuint(slept, >=, SLOW_LUNS / 2);
+        } else {
+            g_assert_cmpuint(slept, <=, SLOW_LUNS / 3);
+        }
+    }
+}
+
+/*
+ * The controller on the destination is that of @to_cfg, where IOThread number
+ * thread[i] serves queue i, the main loop if it is -1.
+ */
+static void check_migration(QPCIBus *bus, QGuestAllocator *alloc,
+                            const MqConfig *cfg, const MqConfig *to_cfg,
+                            const int8_t *thread)
+{
+    g_autoptr(GString) args = g_string_new(qos_get_current_command_line());
+    g_autofree char *path = open_unnamed(&lun_fd[0]);
+    uint8_t data[BAD_BLOCKS * 512];
+    WaitingList list = { 0 };
+    QTestState *to;
+    Threads t;
+    MqDev *d;
+
+    fill_pattern(data, BAD_LBA, BAD_BLOCKS, SEED_BEFORE);
+    g_assert_cmpint(ftruncate(lun_fd[0], LUN_BYTES), ==, 0);
+    g_assert_cmpint(pwrite(lun_fd[0], data, sizeof(data), BAD_LBA * 512), ==,
+                    sizeof(data));
+
+    mq_before(args, (void *)to_cfg);
+    g_string_append(args, " -incoming defer");
+    to = qtest_init(args->str);
+    for (unsigned lun = 0; lun <= SLOW_LUNS; lun++) {
+        add_migrated_lun(bus->qts, lun, path, true);
+        add_migrated_lun(to, lun, path, false);
+    }
+
+    d = mq_begin(bus, alloc, cfg, 512);
+    g_assert_cmpuint(3 * d->num_queues, <=, BAD_BLOCKS);
+    stop_by_error(d, &list);
+    /* And some that the device doesn't know of yet */
+    for (unsigned i = 0; i < d->num_queues; i++) {
+        post_waiting(&list, mq_queue(d, i), 0, BAD_LBA + 3 * i + 2, false);
+        mq_publish(mq_queue(d, i));
+    }
+
+    migrate(d->qts, to);
+    g_assert_cmpuint(total_in_flight(d), ==, list.n);
+    mq_migrated(d, to);
+    g_assert_cmpuint(total_in_flight(d), ==, list.n);
+    check_file(0, BAD_LBA, BAD_BLOCKS, SEED_BEFORE);
+
+    threads_find(to, &t);
+    g_assert_cmpuint(t.n, ==, to_cfg->iothreads);
+    qmp_and_wait(to, "cont", "RESUME");
+    for (unsigned i = 0; i < d->num_queues; i++) {
+        mq_kick(mq_queue(d, i));
+    }
+    finish_migrated(to, &list, &t, thread[SLOW_QUEUE]);
+
+    for (unsigned i = 0; i < d->num_queues && thread[i] >= 0; i++) {
+        check_queue_thread(d, &t, i, thread[i]);
+    }
+    cross_queue_data(d, 0, SEED_AFTER);
+    mq_end(d, cfg);
+    close(lun_fd[0]);
+    qtest_quit(to);
+}
+
+/*
+ * No test with packed=on: qemu_put_virtqueue_element() then writes what
+ * qemu_get_virtqueue_element() reads in another order.
+ */
+#define MAP_CROSSED "\"iothread-vq-mapping\":[" \
+    "{\"iothread\":\"iot0\",\"vqs\":[3]}," \
+    "{\"iothread\":\"iot1\",\"vqs\":[0,2]}," \
+    "{\"iothread\":\"iot2\",\"vqs\":[1]}]"
+
+static void test_migrate_mapping(void *obj, void *arg, QGuestAllocator *alloc)
+{
+    static const int8_t thread[] = { 1, 2, 1, 0 };
+    static const MqConfig to = {
+        .iothreads = 3,
+        .controller = MAP_CROSSED ",\"num_queues\":4",
+    };
+
+    check_migration(obj, alloc, arg, &to, thread);
+}
+
+static void test_migrate_no_mapping(void *obj, void *arg,
+                                    QGuestAllocator *alloc)
+{
+    static const int8_t thread[] = { -1, -1, -1, -1 };
+    static const MqConfig to = {
+        .iothreads = 3, .controller = "\"num_queues\":4",
+    };
+
+    check_migration(obj, alloc, arg, &to, thread);
+}
+
 static const struct {
     const char *name;
     QOSTestFunc func;
@@ -1905,6 +2306,33 @@ static const struct {
         { .iothreads = 2, .luns = 2, .backend = BACKEND_FILE,
           .form = MQ_INDIRECT | MQ_EVENT_IDX,
           .controller = MAP2 ",\"num_queues\":4,\"virtqueue_size\":64" },
+    }, {
+        "lun-homes/round-robin", test_homes_round_robin,
+        { .iothreads = 4, .luns = 6, .backend = BACKEND_NULL,
+          .controller = MAP4 ",\"num_queues\":3" },
+    }, {
+        "lun-homes/vqs", test_homes_vqs,
+        { .iothreads = 4, .luns = 6, .backend = BACKEND_NULL,
+          .controller = "\"num_queues\":6,\"iothread-vq-mapping\":["
+              "{\"iothread\":\"iot0\",\"vqs\":[4,1]},"
+              "{\"iothread\":\"iot1\",\"vqs\":[5,2]},"
+              "{\"iothread\":\"iot2\",\"vqs\":[0,3]}]" },
+    }, {
+        "lun-homes/iothread", test_homes_iothread,
+        { .iothreads = 3, .luns = 6, .backend = BACKEND_NULL,
+          .controller = "\"num_queues\":3,\"iothread\":\"iot1\"" },
+    }, {
+        "migrate/other-mapping", test_migrate_mapping,
+        { .iothreads = 2, .form = MQ_EVENT_IDX,
+          .controller = MAP2 ",\"num_queues\":4" },
+    }, {
+        "migrate/to-no-mapping", test_migrate_no_mapping,
+        { .iothreads = 3,
+          .controller = MAP_CROSSED ",\"num_queues\":4" },
+    }, {
+        "migrate/from-no-mapping", test_migrate_mapping,
+        { .form = MQ_INDIRECT,
+          .controller = "\"num_queues\":4" },
     },
 };
 
