@@ -96,10 +96,10 @@ struct VirtIOSCSICommon {
 /**
  * VirtIOSCSIMode: who serves the virtqueues
  *
- * Only the main loop changes the mode, and it does so only while no request
- * is being worked on in an IOThread.  While the mode is STOPPED or FALLBACK
- * every virtqueue and every request belongs to the main loop.  Otherwise they
- * belong to the AioContext that they are mapped to.
+ * Only the main loop changes the mode.  In STOPPED and FALLBACK every virtqueue
+ * and every request belongs to the main loop.  In STARTED and STOPPING they
+ * belong to the AioContext that they are mapped to.  They change hands in
+ * STARTING and at the end of STOPPING, when nobody works on any of them.
  *
  * @VIRTIO_SCSI_STOPPED: no host notifier is set up; a kick is handled by the
  *                       thread that it comes from, with the BQL
