@@ -77,14 +77,13 @@ typedef struct Tmf {
     CtrlReq *creq;
     TmfRule rule;
     SCSIDevice *lun;            /* holds a reference; NULL for a nexus reset */
-    uint64_t tag;               /* in the guest's byte order */
     uint8_t response;
     unsigned visits;            /* not yet back, plus one while starting */
 } Tmf;
 
 /* A TMF's visit to one AioContext; belongs to whoever it is with */
 typedef struct TmfVisit {
-    Tmf *tmf;                   /* rule, lun and tag are constant */
+    Tmf *tmf;                   /* creq, rule and lun are constant */
     AioContext *ctx;
     bool found;                 /* a command that matches */
     unsigned waiting;           /* cancellations, plus one while looking */
@@ -126,8 +125,8 @@ static void tmf_finish(Tmf *tmf)
     VirtIOSCSICtrlTMFResp resp = { .response = tmf->response };
 
     trace_virtio_scsi_tmf_resp(
-        virtio_scsi_lun_number(tmf->creq->req.tmf.lun), tmf->tag,
-        tmf->response);
+        virtio_scsi_lun_number(tmf->creq->req.tmf.lun),
+        tmf->creq->req.tmf.tag, tmf->response);
     ctrl_finish(tmf->creq, &resp, sizeof(resp));
     if (tmf->lun) {
         object_unref(OBJECT(tmf->lun));
@@ -202,7 +201,7 @@ static void visit_queue(TmfVisit *visit, VirtIOSCSIQueue *q)
     /* Cancelling may complete this command at once, but no other. */
     QTAILQ_FOREACH_SAFE(req, &q->in_flight, next, next) {
         if (req->sreq->dev != tmf->lun ||
-            (tmf->rule.by_tag && req->hdr.tag != tmf->tag)) {
+            (tmf->rule.by_tag && req->hdr.tag != tmf->creq->req.tmf.tag)) {
             continue;
         }
         visit->found = true;
@@ -271,21 +270,16 @@ static void tmf_reset_lun(Tmf *tmf, SCSIDevice *lun)
 
 static void tmf_reset_nexus(Tmf *tmf)
 {
-    g_autoptr(GPtrArray) luns = g_ptr_array_new_with_free_func(object_unref);
+    g_autoptr(GPtrArray) luns = virtio_scsi_list_luns(tmf->creq->dev);
     unsigned target = tmf->creq->req.tmf.lun[1];
-    BusChild *kid;
 
-    /* Draining runs the event loop, which may change the list of children. */
-    QTAILQ_FOREACH(kid, &BUS(&tmf->creq->dev->bus)->children, sibling) {
-        SCSIDevice *lun = SCSI_DEVICE(kid->child);
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *lun = SCSI_DEVICE(g_ptr_array_index(luns, i));
 
         if (lun->channel == 0 && lun->id == target &&
             qdev_is_realized(&lun->qdev)) {
-            g_ptr_array_add(luns, object_ref(OBJECT(lun)));
+            tmf_reset_lun(tmf, lun);
         }
-    }
-    for (unsigned i = 0; i < luns->len; i++) {
-        tmf_reset_lun(tmf, SCSI_DEVICE(g_ptr_array_index(luns, i)));
     }
 }
 
@@ -317,14 +311,13 @@ static void tmf_start(CtrlReq *creq)
     Tmf *tmf = g_new0(Tmf, 1);
 
     tmf->creq = creq;
-    tmf->tag = creq->req.tmf.tag;
     tmf->response = VIRTIO_SCSI_S_OK;   /* FUNCTION COMPLETE */
     tmf->visits = 1;
     if (subtype < ARRAY_SIZE(tmf_rules)) {
         tmf->rule = tmf_rules[subtype];
     }
     trace_virtio_scsi_tmf_req(virtio_scsi_lun_number(creq->req.tmf.lun),
-                              tmf->tag, subtype);
+                              creq->req.tmf.tag, subtype);
 
     switch (tmf->rule.op) {
     case TMF_ABORT:

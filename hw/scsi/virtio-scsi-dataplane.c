@@ -288,24 +288,22 @@ static void dataplane_sync_wait(VirtIOSCSI *s)
  * and the block layer holds its requests back; no other one begins, because
  * virtio_scsi_kick_is_ours() says no from now on.
  */
-void virtio_scsi_drained_begin(SCSIBus *bus)
+static void dataplane_set_drained(VirtIOSCSI *s, bool drained)
 {
-    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
-
-    qatomic_set(&s->drained, true);
+    qatomic_set(&s->drained, drained);
     if (s->mode == VIRTIO_SCSI_STARTED) {
         dataplane_sync(s);
     }
 }
 
+void virtio_scsi_drained_begin(SCSIBus *bus)
+{
+    dataplane_set_drained(container_of(bus, VirtIOSCSI, bus), true);
+}
+
 void virtio_scsi_drained_end(SCSIBus *bus)
 {
-    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
-
-    qatomic_set(&s->drained, false);
-    if (s->mode == VIRTIO_SCSI_STARTED) {
-        dataplane_sync(s);
-    }
+    dataplane_set_drained(container_of(bus, VirtIOSCSI, bus), false);
 }
 
 /*

@@ -81,6 +81,19 @@ static inline unsigned virtio_scsi_lun_number(const uint8_t lun[8])
 }
 
 /**
+ * virtio_scsi_list_luns:
+ * @s: the device
+ *
+ * Whoever drains or resets LUNs runs the event loop, which may change the
+ * bus's list of children; so take this copy first.
+ *
+ * Context: main loop, BQL held.
+ * Returns: an array of #SCSIDevice with a reference to each, for
+ * g_ptr_array_unref().
+ */
+GPtrArray *virtio_scsi_list_luns(VirtIOSCSI *s);
+
+/**
  * virtio_scsi_drain_luns:
  * @s: the device
  *

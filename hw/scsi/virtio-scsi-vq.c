@@ -157,23 +157,30 @@ void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
  * Parse
  */
 
-/* Append what @iov has behind @skip bytes to @data. */
-static void data_append(QEMUSGList *data, const struct iovec *iov,
-                        const hwaddr *addr, unsigned num, size_t skip)
+/* The data are what @iov has behind @skip bytes. */
+static void cmd_set_data(VirtIOSCSIReq *req, enum SCSIXferMode mode,
+                         const struct iovec *iov, const hwaddr *addr,
+                         unsigned num, size_t skip)
 {
+    VirtIODevice *vdev = (VirtIODevice *)req->queue->dev;
+
+    req->mode = mode;
+    qemu_sglist_init(&req->data, &vdev->parent_obj, num, vdev->dma_as);
     for (unsigned i = 0; i < num; i++) {
         size_t head = MIN(skip, iov[i].iov_len);
 
         skip -= head;
         if (iov[i].iov_len > head) {
-            qemu_sglist_add(data, addr[i] + head, iov[i].iov_len - head);
+            qemu_sglist_add(&req->data, addr[i] + head,
+                            iov[i].iov_len - head);
         }
     }
 }
 
 /*
- * Find the data buffers behind the headers.  Returns -EINVAL if the buffers
- * are too small for the headers, -ENOTSUP for bidirectional commands.
+ * Find the data buffers behind the headers; the request's has been read.
+ * Returns -EINVAL if there is too little room for the response's, -ENOTSUP for
+ * bidirectional commands.
  */
 static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
 {
@@ -184,7 +191,7 @@ static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
     size_t out_size = iov_size(elem->out_sg, elem->out_num);
     size_t in_size = iov_size(elem->in_sg, elem->in_num);
 
-    if (out_size < out_skip || in_size < in_skip) {
+    if (in_size < in_skip) {
         return -EINVAL;
     }
 
@@ -204,17 +211,11 @@ static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
     }
 
     if (out_size > out_skip) {
-        req->mode = SCSI_XFER_TO_DEV;
-        qemu_sglist_init(&req->data, &vdev->parent_obj, elem->out_num,
-                         vdev->dma_as);
-        data_append(&req->data, elem->out_sg, elem->out_addr, elem->out_num,
-                    out_skip);
+        cmd_set_data(req, SCSI_XFER_TO_DEV, elem->out_sg, elem->out_addr,
+                     elem->out_num, out_skip);
     } else if (in_size > in_skip) {
-        req->mode = SCSI_XFER_FROM_DEV;
-        qemu_sglist_init(&req->data, &vdev->parent_obj, elem->in_num,
-                         vdev->dma_as);
-        data_append(&req->data, elem->in_sg, elem->in_addr, elem->in_num,
-                    in_skip);
+        cmd_set_data(req, SCSI_XFER_FROM_DEV, elem->in_sg, elem->in_addr,
+                     elem->in_num, in_skip);
     }
     return 0;
 }

@@ -36,22 +36,23 @@ SCSIDevice *virtio_scsi_lun_get(VirtIOSCSI *s, const uint8_t lun[8])
     return scsi_device_get(&s->bus, 0, lun[1], virtio_scsi_lun_number(lun));
 }
 
-static SCSIDevice *bus_child_lun(BusChild *kid)
+GPtrArray *virtio_scsi_list_luns(VirtIOSCSI *s)
 {
-    return SCSI_DEVICE(kid->child);
-}
-
-void virtio_scsi_drain_luns(VirtIOSCSI *s)
-{
-    g_autoptr(GPtrArray) luns = g_ptr_array_new_with_free_func(object_unref);
+    GPtrArray *luns = g_ptr_array_new_with_free_func(object_unref);
     BusChild *kid;
 
     GLOBAL_STATE_CODE();
 
-    /* Draining runs the event loop, which may change the list of children. */
     QTAILQ_FOREACH(kid, &BUS(&s->bus)->children, sibling) {
         g_ptr_array_add(luns, object_ref(OBJECT(kid->child)));
     }
+    return luns;
+}
+
+void virtio_scsi_drain_luns(VirtIOSCSI *s)
+{
+    g_autoptr(GPtrArray) luns = virtio_scsi_list_luns(s);
+
     for (unsigned i = 0; i < luns->len; i++) {
         SCSIDevice *sd = SCSI_DEVICE(g_ptr_array_index(luns, i));
 
@@ -132,7 +133,7 @@ static AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
     BusChild *kid;
 
     QTAILQ_FOREACH(kid, &BUS(&s->bus)->children, sibling) {
-        BlockBackend *blk = bus_child_lun(kid)->conf.blk;
+        BlockBackend *blk = SCSI_DEVICE(kid->child)->conf.blk;
 
         for (unsigned i = 0; blk && i < s->num_contexts; i++) {
             load[i] += blk_get_aio_context(blk) == s->contexts[i];

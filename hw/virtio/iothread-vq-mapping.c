@@ -44,33 +44,33 @@ static MappingPlan *mapping_plan_new(uint16_t num_queues)
     return plan;
 }
 
-static bool mapping_plan_add_iothread(MappingPlan *plan, const char *id,
-                                      Error **errp)
+/* Returns NULL, with @errp set, if @id is not another IOThread. */
+static IOThread *mapping_plan_add_iothread(MappingPlan *plan, const char *id,
+                                           Error **errp)
 {
     IOThread *iothread = iothread_by_id(id);
 
     if (!iothread) {
         error_setg(errp, PROP ": there is no IOThread '%s'; create it first, "
                    "with -object iothread,id=... or QMP object-add", id);
-        return false;
+        return NULL;
     }
     /* Compare objects, not names: one IOThread also answers to its QOM path. */
     if (g_ptr_array_find(plan->iothreads, iothread, NULL)) {
         error_setg(errp, PROP ": IOThread '%s' is listed twice; list it once, "
                    "with all of its queues in that entry's vqs", id);
-        return false;
+        return NULL;
     }
     g_ptr_array_add(plan->iothreads, iothread);
-    return true;
+    return iothread;
 }
 
 static bool mapping_plan_add_queue(MappingPlan *plan, int64_t vq,
                                    IOThread *iothread, Error **errp)
 {
-    g_autofree char *id = iothread_get_id(iothread);
-    g_autofree char *other = NULL;
-
     if (vq < 0 || vq >= plan->num_queues) {
+        g_autofree char *id = iothread_get_id(iothread);
+
         error_setg(errp, PROP ": vqs of IOThread '%s' has %" PRId64 ", but the "
                    "device's %u queues have the indices 0 to %u; correct the "
                    "index or the device's number of queues",
@@ -78,7 +78,9 @@ static bool mapping_plan_add_queue(MappingPlan *plan, int64_t vq,
         return false;
     }
     if (plan->by_queue[vq]) {
-        other = iothread_get_id(plan->by_queue[vq]);
+        g_autofree char *id = iothread_get_id(iothread);
+        g_autofree char *other = iothread_get_id(plan->by_queue[vq]);
+
         error_setg(errp, PROP ": vqs of IOThread '%s' has queue %" PRId64
                    ", which IOThread '%s' has already; name each queue once",
                    id, vq, other);
@@ -147,7 +149,8 @@ static MappingPlan *mapping_plan_make(IOThreadVirtQueueMappingList *list,
         const IOThreadVirtQueueMapping *entry = node->value;
         IOThread *iothread;
 
-        if (!mapping_plan_add_iothread(plan, entry->iothread, errp)) {
+        iothread = mapping_plan_add_iothread(plan, entry->iothread, errp);
+        if (!iothread) {
             return NULL;
         }
         if (entry->has_vqs != first->has_vqs) {
@@ -157,8 +160,6 @@ static MappingPlan *mapping_plan_make(IOThreadVirtQueueMappingList *list,
                        entry->has_vqs ? first->iothread : entry->iothread);
             return NULL;
         }
-        iothread = g_ptr_array_index(plan->iothreads,
-                                     plan->iothreads->len - 1);
         if (entry->has_vqs &&
             !mapping_plan_add_vqs(plan, entry, iothread, errp)) {
             return NULL;
@@ -167,8 +168,7 @@ static MappingPlan *mapping_plan_make(IOThreadVirtQueueMappingList *list,
 
     if (!first->has_vqs) {
         mapping_plan_deal(plan);
-    }
-    if (!mapping_plan_is_complete(plan, errp)) {
+    } else if (!mapping_plan_is_complete(plan, errp)) {
         return NULL;
     }
     return g_steal_pointer(&plan);
