@@ -684,6 +684,15 @@ static void add_controller_ok(QTestState *qts, const char *props)
     g_assert_true(qdict_haskey(resp, "return"));
 }
 
+static void add_null_node(QTestState *qts, const char *name,
+                          unsigned latency_ns)
+{
+    qtest_qmp_assert_success(qts,
+        "{'execute': 'blockdev-add', 'arguments': {'driver': 'null-co',"
+        " 'node-name': %s, 'read-zeroes': true, 'size': %u,"
+        " 'latency-ns': %u}}", name, LUN_BYTES, latency_ns);
+}
+
 static void add_disk(QTestState *qts, const char *id, const char *node,
                      unsigned target, unsigned lun)
 {
@@ -1405,12 +1414,15 @@ static void finish_tmf(MqDev *d, MqSlot *tmf, Held *h, unsigned first,
     mq_release(tmf);
 }
 
-static void assert_none_done(MqDev *d, Held *h)
+static bool none_done(MqDev *d, const Held *h)
 {
     for (unsigned i = 0; i < h->n; i++) {
         mq_reap(h->slot[i]->q);
-        g_assert_false(h->slot[i]->done);
+        if (h->slot[i]->done) {
+            return false;
+        }
     }
+    return true;
 }
 
 static void test_tmf_abort_task(void *obj, void *arg, QGuestAllocator *alloc)
@@ -1432,7 +1444,7 @@ static void test_tmf_abort_task(void *obj, void *arg, QGuestAllocator *alloc)
                           h.tag[victim]);
         settle(d, 2);
         /* Its buffer is still in use: neither it nor the TMF may be done. */
-        assert_none_done(d, &h);
+        g_assert_true(none_done(d, &h));
         mq_reap(mq_ctrl(d));
         g_assert_false(tmf->done);
 
@@ -1462,14 +1474,14 @@ static void test_tmf_task_set(void *obj, void *arg, QGuestAllocator *alloc)
         hold(d, &other, 1);
         tmf = mq_post_tmf(d, subtypes[i], 0, 0, 0);
         settle(d, 2);
-        assert_none_done(d, &mine);
+        g_assert_true(none_done(d, &mine));
         mq_reap(mq_ctrl(d));
         g_assert_false(tmf->done);
 
         throttle(d->qts, 0, false);
         finish_tmf(d, tmf, &mine, 0, mine.n);
         finish_held_all(d, &mine, VIRTIO_SCSI_S_ABORTED);
-        assert_none_done(d, &other);
+        g_assert_true(none_done(d, &other));
         throttle(d->qts, 1, false);
         finish_held(d, &other, -1, 0);
     }
@@ -1545,21 +1557,9 @@ static void test_tmf_query(void *obj, void *arg, QGuestAllocator *alloc)
  * requests are on a slow backend; if the host was so slow that one of them is
  * done before the TMF, take another try.
  */
-static bool none_done(MqDev *d, const Held *h)
-{
-    for (unsigned i = 0; i < h->n; i++) {
-        mq_reap(h->slot[i]->q);
-        if (h->slot[i]->done) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static void tmf_reset(MqDev *d, uint32_t subtype, unsigned lun)
 {
     Held mine, other;
-    uint8_t response;
     MqSlot *tmf;
 
     for (unsigned tries = 0; ; tries++) {
@@ -1574,14 +1574,7 @@ static void tmf_reset(MqDev *d, uint32_t subtype, unsigned lun)
     }
 
     tmf = mq_post_tmf(d, subtype, 0, lun, 0);
-    mq_wait(tmf);
-    for (unsigned i = 0; i < mine.n; i++) {
-        mq_reap(mine.slot[i]->q);
-        g_assert_true(mine.slot[i]->done);
-    }
-    mq_read_resp(tmf, &response, sizeof(response));
-    g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
-    mq_release(tmf);
+    finish_tmf(d, tmf, &mine, 0, mine.n);
     finish_held_all(d, &mine, VIRTIO_SCSI_S_RESET);
     finish_held(d, &other, -1, 0);
 }
@@ -1603,9 +1596,7 @@ static void test_tmf_reset(void *obj, void *arg, QGuestAllocator *alloc)
     MqCmd cmd;
     MqDev *d;
 
-    qtest_qmp_assert_success(bus->qts,
-        "{'execute': 'blockdev-add', 'arguments': {'driver': 'null-co',"
-        " 'node-name': 'far', 'read-zeroes': true, 'latency-ns': 500000000}}");
+    add_null_node(bus->qts, "far", 500000000);
     add_disk(bus->qts, "far", "far", 1, 0);
 
     d = mq_begin(obj, alloc, cfg, 512);
@@ -1662,15 +1653,6 @@ static void expect_event(MqSlot *slot, uint32_t event, uint32_t reason,
         g_assert_cmpuint((ev.lun[2] & 0x3f) << 8 | ev.lun[3], ==, lun);
     }
     mq_release(slot);
-}
-
-static void add_null_node(QTestState *qts, const char *name,
-                          unsigned latency_ns)
-{
-    qtest_qmp_assert_success(qts,
-        "{'execute': 'blockdev-add', 'arguments': {'driver': 'null-co',"
-        " 'node-name': %s, 'read-zeroes': true, 'size': %u,"
-        " 'latency-ns': %u}}", name, LUN_BYTES, latency_ns);
 }
 
 static void test_events(void *obj, void *arg, QGuestAllocator *alloc)
