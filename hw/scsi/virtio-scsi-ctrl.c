@@ -292,11 +292,12 @@ static bool tmf_find_lun(Tmf *tmf)
 {
     const uint8_t *lun = tmf->creq->req.tmf.lun;
 
-    tmf->lun = virtio_scsi_lun_get(tmf->creq->dev, lun);
+    tmf->lun = virtio_scsi_lun_find(tmf->creq->dev, lun);
     if (!tmf->lun) {
         tmf->response = VIRTIO_SCSI_S_BAD_TARGET;
         return false;
     }
+    object_ref(OBJECT(tmf->lun));
     if (tmf->lun->lun != virtio_scsi_lun_number(lun)) {
         tmf->response = VIRTIO_SCSI_S_INCORRECT_LUN;
         return false;

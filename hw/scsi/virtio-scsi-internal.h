@@ -33,8 +33,11 @@ typedef struct VirtIOSCSIReq {
 
     QEMUSGList data;            /* data-out or data-in, without the headers */
     enum SCSIXferMode mode;     /* direction of @data */
+    size_t data_size;           /* of all of @data; the bus may truncate it */
+    size_t data_in;             /* bytes of @data that have been written */
     uint32_t sense_size;        /* what the driver has room for */
     bool aborted;               /* by a task management function */
+    bool overrun;               /* the CDB asks for more than @data has */
     VirtIOSCSICmdResp resp;
 
     VirtIOSCSICmdReq hdr;       /* last: the CDB follows */
@@ -59,15 +62,16 @@ struct VirtIOSCSIQueue {
 /* virtio-scsi.c */
 
 /**
- * virtio_scsi_lun_get:
+ * virtio_scsi_lun_find:
  * @s: the device
  * @lun: LUN field of a request (virtio 1.2, 5.6.6.1)
  *
- * Context: any thread.
- * Returns: a new reference to the device at that address, or to another LUN
- * of the same target if only the LUN doesn't exist, or NULL.
+ * Context: an AioContext of @s.  The LUN stays until the caller returns to the
+ * event loop, or runs it.
+ * Returns: the device at that address, or another LUN of the same target if
+ * only the LUN doesn't exist, or NULL.
  */
-SCSIDevice *virtio_scsi_lun_get(VirtIOSCSI *s, const uint8_t lun[8]);
+SCSIDevice *virtio_scsi_lun_find(VirtIOSCSI *s, const uint8_t lun[8]);
 
 /**
  * virtio_scsi_lun_number:

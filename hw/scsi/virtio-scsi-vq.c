@@ -47,9 +47,7 @@ static size_t cmd_resp_size(const VirtIOSCSIReq *req)
 
 static void cmd_free(VirtIOSCSIReq *req)
 {
-    if (req->data.dev) {
-        qemu_sglist_destroy(&req->data);
-    }
+    g_free(req->data.sg);
     g_free(req);
 }
 
@@ -57,11 +55,8 @@ static void cmd_free(VirtIOSCSIReq *req)
 static void cmd_finish(VirtIOSCSIReq *req, uint8_t response)
 {
     VirtIOSCSIQueue *q = req->queue;
-    size_t written = cmd_resp_size(req);
+    size_t written = cmd_resp_size(req) + req->data_in;
 
-    if (req->mode == SCSI_XFER_FROM_DEV) {
-        written += req->data.size;
-    }
     req->resp.response = response;
     trace_virtio_scsi_cmd_resp(virtio_scsi_lun_number(req->hdr.lun),
                                req->hdr.tag, response, req->resp.status);
@@ -95,16 +90,18 @@ static void cmd_put_sense(VirtIOSCSIReq *req, SCSIRequest *sreq)
 void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual)
 {
     VirtIOSCSIReq *req = sreq->hba_private;
+    size_t moved = sreq->cmd.xfer - residual;
 
     if (sreq->io_canceled) {
         return; /* virtio_scsi_cmd_cancelled() follows */
     }
     req->resp.status = sreq->status;
-    if (sreq->status == GOOD) {
-        req->resp.resid = virtio_tswap32((VirtIODevice *)req->queue->dev,
-                                         residual);
-    } else {
+    req->resp.resid = virtio_tswap32((VirtIODevice *)req->queue->dev,
+                                     req->data_size - moved);
+    if (sreq->status != GOOD) {
         cmd_put_sense(req, sreq);
+    } else if (req->mode == SCSI_XFER_FROM_DEV) {
+        req->data_in = moved;
     }
     cmd_finish(req, VIRTIO_SCSI_S_OK);
 }
@@ -146,7 +143,9 @@ void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
     if (!req) {
         return; /* it was completed before it could be cancelled */
     }
-    if (!req->aborted && qatomic_read(&req->queue->dev->resetting)) {
+    if (req->overrun) {
+        cmd_finish(req, VIRTIO_SCSI_S_OVERRUN);
+    } else if (!req->aborted && qatomic_read(&req->queue->dev->resetting)) {
         cmd_finish(req, VIRTIO_SCSI_S_RESET);
     } else {
         cmd_finish(req, VIRTIO_SCSI_S_ABORTED);
@@ -157,24 +156,38 @@ void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
  * Parse
  */
 
-/* The data are what @iov has behind @skip bytes. */
+/*
+ * The data are what @iov has behind @skip bytes.
+ *
+ * Not by qemu_sglist_init(): the HBA outlives its requests anyway, and all
+ * IOThreads would change its reference count for each of them.
+ */
 static void cmd_set_data(VirtIOSCSIReq *req, enum SCSIXferMode mode,
                          const struct iovec *iov, const hwaddr *addr,
                          unsigned num, size_t skip)
 {
     VirtIODevice *vdev = (VirtIODevice *)req->queue->dev;
 
+    QEMUSGList *data = &req->data;
+
     req->mode = mode;
-    qemu_sglist_init(&req->data, &vdev->parent_obj, num, vdev->dma_as);
+    data->dev = &vdev->parent_obj;
+    data->as = vdev->dma_as;
+    data->sg = g_new(ScatterGatherEntry, num);
+    data->nalloc = num;
     for (unsigned i = 0; i < num; i++) {
         size_t head = MIN(skip, iov[i].iov_len);
 
         skip -= head;
         if (iov[i].iov_len > head) {
-            qemu_sglist_add(&req->data, addr[i] + head,
-                            iov[i].iov_len - head);
+            data->sg[data->nsg++] = (ScatterGatherEntry) {
+                .base = addr[i] + head,
+                .len = iov[i].iov_len - head,
+            };
+            data->size += iov[i].iov_len - head;
         }
     }
+    req->data_size = data->size;
 }
 
 /*
@@ -252,7 +265,7 @@ int virtio_scsi_cmd_parse_cdb(SCSIDevice *dev, SCSICommand *cmd, uint8_t *buf,
 
     /* And only the driver knows which way their data go, and how much. */
     cmd->mode = req->mode;
-    cmd->xfer = req->data.size;
+    cmd->xfer = req->data_size;
     return 0;
 }
 
@@ -273,10 +286,27 @@ static void cmd_adopt(VirtIOSCSIReq *req, SCSIRequest *sreq)
     QTAILQ_INSERT_TAIL(&req->queue->in_flight, req, next);
 }
 
+/* Do the guest's buffers have room for what the CDB says? */
 static bool cmd_fits_buffers(const VirtIOSCSIReq *req, const SCSICommand *cmd)
 {
     return cmd->mode == SCSI_XFER_NONE ||
-           (cmd->mode == req->mode && cmd->xfer <= req->data.size);
+           (cmd->mode == req->mode && cmd->xfer <= req->data_size);
+}
+
+/*
+ * Go on with a command that is ready to transfer data.
+ *
+ * Only now the buffers count: a command that the LUN doesn't know, say, ends
+ * with CHECK CONDITION, whatever the length is that its CDB seems to have.
+ */
+static void cmd_transfer(VirtIOSCSIReq *req)
+{
+    if (cmd_fits_buffers(req, &req->sreq->cmd)) {
+        scsi_req_continue(req->sreq);
+    } else {
+        req->overrun = true;
+        scsi_req_cancel_async(req->sreq, NULL);
+    }
 }
 
 static void cmd_submit(VirtIOSCSIReq *req, size_t cdb_size)
@@ -288,26 +318,19 @@ static void cmd_submit(VirtIOSCSIReq *req, size_t cdb_size)
 
     trace_virtio_scsi_cmd_req(lun, req->hdr.tag, req->hdr.cdb[0]);
 
-    d = virtio_scsi_lun_get(s, req->hdr.lun);
+    /* No reference: before the LUN can die, the bus visits our AioContext. */
+    d = virtio_scsi_lun_find(s, req->hdr.lun);
     if (!d) {
         cmd_finish(req, VIRTIO_SCSI_S_BAD_TARGET);
         return;
     }
-
-    /* Our reference to the request keeps the LUN alive, too. */
     sreq = scsi_req_new(d, req->hdr.tag, lun, req->hdr.cdb, cdb_size, req);
-    object_unref(OBJECT(d));
     cmd_adopt(req, sreq);
-
-    if (!cmd_fits_buffers(req, &sreq->cmd)) {
-        cmd_finish(req, VIRTIO_SCSI_S_OVERRUN);
-        return;
-    }
 
     /* It may be completed, and our reference be gone, before this returns. */
     scsi_req_ref(sreq);
     if (scsi_req_enqueue(sreq)) {
-        scsi_req_continue(sreq);
+        cmd_transfer(req);
     }
     scsi_req_unref(sreq);
 }
@@ -394,7 +417,7 @@ void virtio_scsi_queue_rehome(VirtIOSCSIQueue *q, AioContext *ctx)
     GLOBAL_STATE_CODE();
 
     QTAILQ_FOREACH(req, &q->in_flight, next) {
-        req->sreq->ctx = ctx;
+        scsi_req_move(req->sreq, ctx);
     }
 }
 
@@ -425,7 +448,7 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
     req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f,
                                      sizeof(*req) + sizes.cdb);
     if (cmd_parse(req, &s->queues[n], sizes) < 0 ||
-        (sreq->cmd.mode != SCSI_XFER_NONE && sreq->cmd.mode != req->mode)) {
+        !cmd_fits_buffers(req, &sreq->cmd)) {
         error_report("virtio-scsi: migration stream has a request whose "
                      "buffers don't fit its headers");
         exit(EXIT_FAILURE);

@@ -22,7 +22,7 @@
 #define MAX_CDB_SIZE    255
 #define MAX_SENSE_SIZE  65535
 
-SCSIDevice *virtio_scsi_lun_get(VirtIOSCSI *s, const uint8_t lun[8])
+SCSIDevice *virtio_scsi_lun_find(VirtIOSCSI *s, const uint8_t lun[8])
 {
     unsigned method = lun[2] >> 6;
 
@@ -33,7 +33,7 @@ SCSIDevice *virtio_scsi_lun_get(VirtIOSCSI *s, const uint8_t lun[8])
     if (lun[0] != 1 || method > 1 || (method == 0 && lun[2] != 0)) {
         return NULL;
     }
-    return scsi_device_get(&s->bus, 0, lun[1], virtio_scsi_lun_number(lun));
+    return scsi_device_find(&s->bus, 0, lun[1], virtio_scsi_lun_number(lun));
 }
 
 GPtrArray *virtio_scsi_list_luns(VirtIOSCSI *s)
@@ -250,6 +250,7 @@ static void virtio_scsi_device_realize(DeviceState *dev, Error **errp)
 
     scsi_bus_init_named(&s->bus, sizeof(s->bus), dev, &virtio_scsi_bus_info,
                         VIRTIO_DEVICE(dev)->bus_name);
+    scsi_bus_set_contexts(&s->bus, s->contexts, s->num_contexts);
     /* The HBA itself wants to see LUNs come and go, see above. */
     qbus_set_hotplug_handler(BUS(&s->bus), OBJECT(dev));
 }

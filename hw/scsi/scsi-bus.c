@@ -1,0 +1,375 @@
+/*
+ * SCSI bus core: bus and device as QEMU's object model sees them
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/rcu.h"
+#include "hw/qdev-properties.h"
+#include "scsi/constants.h"
+#include "system/block-backend.h"
+#include "system/blockdev.h"
+#include "system/runstate.h"
+#include "system/system.h"
+#include "trace.h"
+#include "scsi-internal.h"
+
+/* The value of an address property that is not set */
+#define ANY UINT32_MAX
+
+/*
+ * Unit attention conditions
+ */
+
+void scsi_device_set_ua(SCSIDevice *d, SCSISense sense)
+{
+    if (sense.key != UNIT_ATTENTION) {
+        return;
+    }
+    trace_scsi_device_set_ua(d->id, d->lun, sense.key, sense.asc, sense.ascq);
+    scsi_attention_raise(&d->attention, sense);
+}
+
+void scsi_device_clear_ua(SCSIDevice *d)
+{
+    scsi_attention_clear(&d->attention);
+    scsi_device_unit_attention_reported(d);
+}
+
+void scsi_device_unit_attention_reported(SCSIDevice *d)
+{
+    SCSIDeviceClass *sc = scsi_device_class(d);
+
+    if (sc->unit_attention_reported) {
+        sc->unit_attention_reported(d);
+    }
+}
+
+void scsi_bus_set_ua(SCSIBus *bus, SCSISense sense)
+{
+    scsi_attention_raise(&bus->attention, sense);
+}
+
+void scsi_device_report_change(SCSIDevice *d, SCSISense sense)
+{
+    SCSIBus *bus = scsi_bus_from_device(d);
+
+    scsi_device_set_ua(d, sense);
+    if (bus->info->change) {
+        bus->info->change(bus, d, sense);
+    }
+}
+
+int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
+{
+    return scsi_held_sense_get(&d->held_sense, buf, len, fixed);
+}
+
+/*
+ * Drain.  All LUNs of a bus may be drained at once, each more than once; the
+ * HBA gets to know of the first begin and the last end only.
+ */
+
+void scsi_device_drained_begin(SCSIDevice *d)
+{
+    SCSIBus *bus = scsi_bus_from_device(d);
+
+    GLOBAL_STATE_CODE();
+
+    if (!bus || bus->drain_count++ > 0) {
+        return;
+    }
+    trace_scsi_bus_drained_begin(bus, d);
+    if (bus->info->drained_begin) {
+        bus->info->drained_begin(bus);
+    }
+}
+
+void scsi_device_drained_end(SCSIDevice *d)
+{
+    SCSIBus *bus = scsi_bus_from_device(d);
+
+    GLOBAL_STATE_CODE();
+
+    if (!bus) {
+        return;
+    }
+    assert(bus->drain_count > 0);
+    if (--bus->drain_count > 0) {
+        return;
+    }
+    trace_scsi_bus_drained_end(bus, d);
+    if (bus->info->drained_end) {
+        bus->info->drained_end(bus);
+    }
+}
+
+/*
+ * Addresses
+ */
+
+static bool address_in_range(const char *prop, uint32_t value, int max,
+                             Error **errp)
+{
+    if (value != ANY && value > max) {
+        error_setg(errp, "%s=%" PRIu32 " is out of range, this bus has 0 to "
+                   "%d", prop, value, max);
+        return false;
+    }
+    return true;
+}
+
+static bool bus_check_address(BusState *qbus, DeviceState *qdev, Error **errp)
+{
+    const SCSIBusInfo *info = SCSI_BUS(qbus)->info;
+    SCSIDevice *d = SCSI_DEVICE(qdev);
+    SCSIDevice *other;
+
+    if (!address_in_range("channel", d->channel, info->max_channel, errp) ||
+        !address_in_range("scsi-id", d->id, info->max_target, errp) ||
+        !address_in_range("lun", d->lun, info->max_lun, errp)) {
+        return false;
+    }
+    if (d->id == ANY || d->lun == ANY) {
+        return true; /* it will get a free one */
+    }
+    other = scsi_topology_occupant(SCSI_BUS(qbus), d->channel, d->id, d->lun,
+                                   d);
+    if (other) {
+        g_autofree char *path = object_get_canonical_path(OBJECT(other));
+
+        error_setg(errp, "lun=%" PRIu32 " of scsi-id=%" PRIu32 " is already "
+                   "used by '%s'; choose another, or leave it out to get a "
+                   "free one", d->lun, d->id, other->qdev.id ?: path);
+        return false;
+    }
+    return true;
+}
+
+/* The lowest free target with @d's LUN, or the lowest free LUN of its target */
+static bool device_choose_address(SCSIBus *bus, SCSIDevice *d, Error **errp)
+{
+    const bool any_target = d->id == ANY;
+    uint32_t *choice = any_target ? &d->id : &d->lun;
+    uint32_t max = any_target ? bus->info->max_target : bus->info->max_lun;
+
+    if (any_target && d->lun == ANY) {
+        d->lun = 0;
+    }
+    if (*choice != ANY) {
+        return true;
+    }
+    for (uint32_t i = 0; i <= max; i++) {
+        uint32_t target = any_target ? i : d->id;
+        uint32_t lun = any_target ? d->lun : i;
+
+        if (!scsi_topology_occupant(bus, d->channel, target, lun, d)) {
+            *choice = i;
+            return true;
+        }
+    }
+    if (any_target) {
+        error_setg(errp, "no free target: all of scsi-id=0 to %d have "
+                   "lun=%" PRIu32 " in use", bus->info->max_target, d->lun);
+    } else {
+        error_setg(errp, "no free lun: all of 0 to %d of scsi-id=%" PRIu32
+                   " are in use", bus->info->max_lun, d->id);
+    }
+    return false;
+}
+
+static char *bus_get_dev_path(DeviceState *dev)
+{
+    SCSIDevice *d = SCSI_DEVICE(dev);
+    g_autofree char *hba = qdev_get_dev_path(dev->parent_bus->parent);
+
+    return g_strdup_printf("%s%s%d:%d:%d", hba ?: "", hba ? "/" : "",
+                           d->channel, d->id, d->lun);
+}
+
+static char *bus_get_fw_dev_path(DeviceState *dev)
+{
+    SCSIDevice *d = SCSI_DEVICE(dev);
+
+    return g_strdup_printf("channel@%x/%s@%x,%x", d->channel,
+                           qdev_fw_name(dev), d->id, d->lun);
+}
+
+/*
+ * Devices
+ */
+
+static void device_vm_state_changed(void *opaque, bool running, RunState state)
+{
+    if (running) {
+        scsi_req_restart_all(opaque);
+    }
+}
+
+static void scsi_device_realize(DeviceState *qdev, Error **errp)
+{
+    ERRP_GUARD();
+    SCSIDevice *d = SCSI_DEVICE(qdev);
+    SCSIBus *bus = scsi_bus_from_device(d);
+    SCSIDeviceClass *sc = SCSI_DEVICE_GET_CLASS(d);
+
+    if (!device_choose_address(bus, d, errp)) {
+        return;
+    }
+    scsi_inflight_destroy(&d->inflight); /* of an earlier life, if any */
+    scsi_inflight_init(&d->inflight, bus->contexts, bus->num_contexts);
+    if (sc->realize) {
+        sc->realize(d, errp);
+        if (*errp) {
+            return;
+        }
+    }
+    d->vmsentry = qdev_add_vm_change_state_handler(qdev,
+                                                   device_vm_state_changed, d);
+    scsi_topology_publish(bus, d);
+}
+
+static void scsi_device_unrealize(DeviceState *qdev)
+{
+    SCSIDevice *d = SCSI_DEVICE(qdev);
+    SCSIDeviceClass *sc = SCSI_DEVICE_GET_CLASS(d);
+
+    g_clear_pointer(&d->vmsentry, qemu_del_vm_change_state_handler);
+
+    /* Nobody finds it; then nobody is about to use it; then it is idle. */
+    scsi_topology_unpublish(scsi_bus_from_device(d), d);
+    scsi_device_purge_requests(d, SENSE_CODE(NO_SENSE));
+    scsi_req_pin_device(d);
+
+    if (sc->unrealize) {
+        sc->unrealize(d);
+    }
+    blockdev_mark_auto_del(d->conf.blk);
+}
+
+static void scsi_device_init(Object *obj)
+{
+    SCSIDevice *d = SCSI_DEVICE(obj);
+
+    scsi_attention_init(&d->attention);
+    scsi_held_sense_init(&d->held_sense);
+    device_add_bootindex_property(obj, &d->conf.bootindex, "bootindex", NULL,
+                                  &d->qdev);
+}
+
+static void scsi_device_finalize(Object *obj)
+{
+    SCSIDevice *d = SCSI_DEVICE(obj);
+
+    scsi_inflight_destroy(&d->inflight);
+    scsi_held_sense_destroy(&d->held_sense);
+    scsi_attention_destroy(&d->attention);
+}
+
+static const Property scsi_device_properties[] = {
+    DEFINE_PROP_UINT32("channel", SCSIDevice, channel, 0),
+    DEFINE_PROP_UINT32("scsi-id", SCSIDevice, id, ANY),
+    DEFINE_PROP_UINT32("lun", SCSIDevice, lun, ANY),
+};
+
+static void scsi_device_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+
+    dc->bus_type = TYPE_SCSI_BUS;
+    dc->realize = scsi_device_realize;
+    dc->unrealize = scsi_device_unrealize;
+    set_bit(DEVICE_CATEGORY_STORAGE, dc->categories);
+    device_class_set_props(dc, scsi_device_properties);
+}
+
+/*
+ * Buses
+ */
+
+void scsi_bus_set_contexts(SCSIBus *bus, AioContext *const *contexts,
+                           unsigned num)
+{
+    GLOBAL_STATE_CODE();
+    assert(QTAILQ_EMPTY(&bus->qbus.children));
+
+    g_free(bus->contexts);
+    bus->contexts = g_new(AioContext *, num + 1);
+    bus->contexts[0] = qemu_get_aio_context();
+    for (unsigned i = 0; i < num; i++) {
+        bus->contexts[i + 1] = contexts[i];
+    }
+    bus->num_contexts = num + 1;
+}
+
+void scsi_bus_init_named(SCSIBus *bus, size_t bus_size, DeviceState *host,
+                         const SCSIBusInfo *info, const char *bus_name)
+{
+    static int next_busnr;
+
+    qbus_init(bus, bus_size, TYPE_SCSI_BUS, host, bus_name);
+    bus->busnr = next_busnr++;
+    bus->info = info;
+    scsi_bus_set_contexts(bus, NULL, 0);
+    qbus_set_bus_hotplug_handler(BUS(bus));
+}
+
+static void scsi_bus_instance_init(Object *obj)
+{
+    scsi_attention_init(&SCSI_BUS(obj)->attention);
+}
+
+static void scsi_bus_finalize(Object *obj)
+{
+    SCSIBus *bus = SCSI_BUS(obj);
+
+    if (bus->luns) {
+        assert(bus->luns->num == 0);
+        g_free_rcu(bus->luns, rcu);
+    }
+    g_free(bus->contexts);
+    scsi_attention_destroy(&bus->attention);
+}
+
+static void scsi_bus_class_init(ObjectClass *klass, void *data)
+{
+    HotplugHandlerClass *hhc = HOTPLUG_HANDLER_CLASS(klass);
+    BusClass *bc = BUS_CLASS(klass);
+
+    hhc->unplug = qdev_simple_device_unplug_cb;
+    bc->check_address = bus_check_address;
+    bc->get_dev_path = bus_get_dev_path;
+    bc->get_fw_dev_path = bus_get_fw_dev_path;
+}
+
+static const TypeInfo scsi_types[] = {
+    {
+        .name               = TYPE_SCSI_BUS,
+        .parent             = TYPE_BUS,
+        .interfaces         = (InterfaceInfo[]) {
+            { TYPE_HOTPLUG_HANDLER }, { }
+        },
+        .instance_size      = sizeof(SCSIBus),
+        .instance_init      = scsi_bus_instance_init,
+        .instance_finalize  = scsi_bus_finalize,
+        .class_init         = scsi_bus_class_init,
+    },
+    {
+        .name               = TYPE_SCSI_DEVICE,
+        .parent             = TYPE_DEVICE,
+        .abstract           = true,
+        .instance_size      = sizeof(SCSIDevice),
+        .instance_init      = scsi_device_init,
+        .instance_finalize  = scsi_device_finalize,
+        .class_size         = sizeof(SCSIDeviceClass),
+        .class_init         = scsi_device_class_init,
+    },
+};
+
+DEFINE_TYPES(scsi_types)

@@ -1,0 +1,646 @@
+/*
+ * SCSI bus core: life of a request
+ *
+ *   scsi_req_new        -> parsed, on nobody's list
+ *   scsi_req_enqueue    -> on the list of its lane, command sent to the LUN
+ *   scsi_req_continue <-> scsi_req_data   (data phase)
+ *   scsi_req_complete, scsi_req_complete_failed or scsi_req_cancel_complete
+ *   scsi_req_unref      -> freed
+ *
+ * All of it happens in one AioContext, that of scsi_req_new(), so there is no
+ * lock, and the reference count is a plain number.  A request holds no
+ * reference to its LUN either: a LUN dies only after each AioContext has been
+ * visited and its requests are gone, see scsi_device_purge_requests().
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "hw/scsi/scsi-cdb.h"
+#include "scsi/constants.h"
+#include "system/block-backend.h"
+#include "system/dma.h"
+#include "trace.h"
+#include "scsi-internal.h"
+
+/*
+ * Parse
+ */
+
+int scsi_req_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
+                       size_t buf_len)
+{
+    return scsi_cdb_parse(d->type, d->blocksize, buf, buf_len, cmd);
+}
+
+int scsi_bus_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
+                       size_t buf_len, void *hba_private)
+{
+    const SCSIBusInfo *info = scsi_bus_from_device(d)->info;
+    int ret;
+
+    assert(cmd->len == 0);
+    ret = scsi_req_parse_cdb(d, cmd, buf, buf_len);
+    if (info->parse_cdb) {
+        /* An HBA that knows better has the last word. */
+        ret = info->parse_cdb(d, cmd, buf, buf_len, hba_private);
+    }
+    return ret;
+}
+
+/*
+ * Create and free
+ */
+
+SCSIRequest *scsi_req_alloc(const SCSIReqOps *ops, SCSIDevice *d,
+                            uint32_t tag, uint32_t lun, void *hba_private)
+{
+    /* The sense buffer is big, and most commands never look at it. */
+    const size_t tail = offsetof(SCSIRequest, sense) + SCSI_SENSE_BUF_SIZE;
+    SCSILane *lane = scsi_inflight_lane_here(&d->inflight);
+    SCSIRequest *req = g_malloc(ops->size);
+
+    memset((uint8_t *)req + tail, 0, ops->size - tail);
+    req->bus = scsi_bus_from_device(d);
+    req->dev = d;
+    req->ops = ops;
+    req->lane = lane;
+    req->ctx = lane->ctx;
+    req->refcount = 1;
+    req->tag = tag;
+    req->lun = lun;
+    req->status = -1;
+    req->host_status = -1;
+    req->hba_private = hba_private;
+    notifier_list_init(&req->cancel_notifiers);
+    lane->live++;
+
+    if (ops->init_req) {
+        ops->init_req(req);
+    }
+    trace_scsi_req_alloc(d->id, lun, tag);
+    return req;
+}
+
+/* What keeps a LUN that has been unplugged; see scsi_req_pin_device() */
+typedef struct SCSIPin {
+    SCSIDevice *dev;
+    DeviceState *hba;
+} SCSIPin;
+
+/* In the main loop: devices are finalized nowhere else. */
+static void pin_release(void *opaque)
+{
+    g_autofree SCSIPin *pin = opaque;
+
+    object_unref(OBJECT(pin->dev));
+    object_unref(OBJECT(pin->hba));
+}
+
+static void pin_lane(SCSILane *lane, void *opaque)
+{
+    if (lane->live && !lane->pin) {
+        SCSIPin *pin = g_new(SCSIPin, 1);
+
+        *pin = *(SCSIPin *)opaque;
+        object_ref(OBJECT(pin->dev));
+        object_ref(OBJECT(pin->hba));
+        lane->pin = pin;
+    }
+}
+
+void scsi_req_pin_device(SCSIDevice *d)
+{
+    SCSIPin pin = { .dev = d, .hba = scsi_bus_from_device(d)->qbus.parent };
+
+    scsi_inflight_visit_wait(&d->inflight, pin_lane, &pin);
+}
+
+static void req_free(SCSIRequest *req)
+{
+    SCSILane *lane = req->lane;
+
+    if (req->hba_private && req->bus->info->free_request) {
+        req->bus->info->free_request(req->bus, req->hba_private);
+    }
+    if (req->ops->free_req) {
+        req->ops->free_req(req);
+    }
+    g_free(req);
+
+    if (--lane->live == 0 && unlikely(lane->pin)) {
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), pin_release,
+                                g_steal_pointer(&lane->pin));
+    }
+}
+
+SCSIRequest *scsi_req_ref(SCSIRequest *req)
+{
+    req->refcount++;
+    assert(req->refcount > 1);
+    return req;
+}
+
+void scsi_req_unref(SCSIRequest *req)
+{
+    assert(req->refcount);
+    req->refcount--;
+    if (!req->refcount) {
+        req_free(req);
+    }
+}
+
+void scsi_req_unref_detach_hba(SCSIRequest *req)
+{
+    req->hba_private = NULL;
+    scsi_req_unref(req);
+}
+
+static void trace_parsed(SCSIDevice *d, uint32_t lun, uint32_t tag,
+                         const SCSICommand *cmd)
+{
+    trace_scsi_req_parsed(d->id, lun, tag, cmd->buf[0], cmd->mode, cmd->xfer);
+    if (cmd->lba != -1) {
+        trace_scsi_req_parsed_lba(d->id, lun, tag, cmd->buf[0], cmd->lba);
+    }
+    if (cmd->buf[0] == TEST_UNIT_READY) {
+        trace_scsi_test_unit_ready(d->id, lun, tag);
+    } else if (cmd->buf[0] == REQUEST_SENSE) {
+        trace_scsi_request_sense(d->id, lun, tag);
+    } else if (cmd->buf[0] == INQUIRY) {
+        trace_scsi_inquiry(d->id, lun, tag, cmd->buf[1], cmd->buf[2]);
+    } else if (cmd->buf[0] == REPORT_LUNS) {
+        trace_scsi_report_luns(d->id, lun, tag);
+    }
+}
+
+/* Parse, and find out who answers.  @req is set already if nobody needs to. */
+static SCSIRequest *req_create(SCSIDevice *d, SCSIRequest *req, uint32_t tag,
+                               uint32_t lun, uint8_t *buf, size_t buf_len,
+                               void *hba_private)
+{
+    SCSIDeviceClass *sc = scsi_device_class(d);
+    bool by_target = scsi_target_answers(d, lun, buf[0]);
+    SCSICommand cmd = { .len = 0 };
+    int ret;
+
+    if (!buf_len || req || by_target || !sc->parse_cdb) {
+        ret = scsi_req_parse_cdb(d, &cmd, buf, buf_len);
+    } else {
+        ret = sc->parse_cdb(d, &cmd, buf, buf_len, hba_private);
+    }
+    if (ret < 0) {
+        trace_scsi_req_parse_bad(d->id, lun, tag, buf[0]);
+        cmd = (SCSICommand) { .lba = -1 };
+    } else {
+        trace_parsed(d, lun, tag, &cmd);
+    }
+
+    if (req) {
+        /* a unit attention; whatever the command says */
+    } else if (ret < 0) {
+        req = scsi_target_alloc_refusal(d, tag, lun, hba_private,
+                                        SENSE_CODE(INVALID_OPCODE));
+    } else if (cmd.xfer > INT32_MAX) {
+        req = scsi_target_alloc_refusal(d, tag, lun, hba_private,
+                                        SENSE_CODE(INVALID_FIELD));
+    } else if (by_target) {
+        req = scsi_target_alloc(d, tag, lun, hba_private);
+    } else {
+        req = sc->alloc_req(d, tag, lun, buf, hba_private);
+    }
+    req->cmd = cmd;
+    req->residual = cmd.xfer;
+    return req;
+}
+
+SCSIRequest *scsi_req_new(SCSIDevice *d, uint32_t tag, uint32_t lun,
+                          uint8_t *buf, size_t buf_len, void *hba_private)
+{
+    uint8_t nothing = 0;
+    SCSIRequest *ua;
+
+    if (!buf_len) {
+        buf = &nothing; /* shorter than any CDB, so it will be refused */
+    }
+    ua = scsi_target_claim_attention(d, tag, lun, buf[0], hba_private);
+    return req_create(d, ua, tag, lun, buf, buf_len, hba_private);
+}
+
+SCSIRequest *scsi_req_restore(SCSIDevice *d, uint32_t tag, uint32_t lun,
+                              uint8_t *cdb)
+{
+    return req_create(d, NULL, tag, lun, cdb, SCSI_CMD_BUF_SIZE, NULL);
+}
+
+/*
+ * Enqueue and dequeue
+ */
+
+/*
+ * A guest may offer more memory than the CDB asks for; the LUN must not see
+ * the rest, or it would move that as well.
+ */
+static void sg_truncate(QEMUSGList *sg, size_t size)
+{
+    size_t left = size;
+    int n = 0;
+
+    if (sg->size <= size) {
+        return;
+    }
+    while (left) {
+        sg->sg[n].len = MIN(sg->sg[n].len, left);
+        left -= sg->sg[n].len;
+        n++;
+    }
+    sg->nsg = n;
+    sg->size = size;
+}
+
+void scsi_req_launch(SCSIRequest *req)
+{
+    const SCSIBusInfo *info = req->bus->info;
+
+    assert(!req->enqueued);
+    scsi_req_ref(req);
+    req->sg = info->get_sg_list ? info->get_sg_list(req) : NULL;
+    if (req->sg) {
+        sg_truncate(req->sg, req->cmd.xfer);
+    }
+    req->enqueued = true;
+    QTAILQ_INSERT_TAIL(&req->lane->requests, req, next);
+}
+
+static void req_dequeue(SCSIRequest *req)
+{
+    trace_scsi_req_dequeue(req->dev->id, req->lun, req->tag);
+    req->retry = false;
+    if (req->enqueued) {
+        req->enqueued = false;
+        QTAILQ_REMOVE(&req->lane->requests, req, next);
+        scsi_req_unref(req);
+    }
+}
+
+int32_t scsi_req_enqueue(SCSIRequest *req)
+{
+    int32_t len;
+
+    assert(!req->retry);
+    scsi_req_launch(req);
+
+    /* The LUN may complete it at once. */
+    scsi_req_ref(req);
+    len = req->ops->send_command(req, req->cmd.buf);
+    scsi_req_unref(req);
+    return len;
+}
+
+SCSIRequestList *scsi_device_requests(SCSIDevice *d)
+{
+    return &scsi_inflight_lane_here(&d->inflight)->requests;
+}
+
+void scsi_req_move(SCSIRequest *req, AioContext *ctx)
+{
+    SCSILane *to = scsi_inflight_lane_of(&req->dev->inflight, ctx);
+    SCSILane *from = req->lane;
+
+    GLOBAL_STATE_CODE();
+
+    if (from == to) {
+        return;
+    }
+    if (req->enqueued) {
+        QTAILQ_REMOVE(&from->requests, req, next);
+        QTAILQ_INSERT_TAIL(&to->requests, req, next);
+    }
+    if (req->retry) {
+        qatomic_set(&to->waiting, true);
+    }
+    from->live--;
+    to->live++;
+    req->lane = to;
+    req->ctx = ctx;
+}
+
+/*
+ * Data phase
+ */
+
+void scsi_req_continue(SCSIRequest *req)
+{
+    const SCSIReqOps *ops = req->ops;
+    void (*next_step)(SCSIRequest *req) =
+        req->cmd.mode == SCSI_XFER_TO_DEV ? ops->write_data : ops->read_data;
+
+    if (req->io_canceled) {
+        trace_scsi_req_continue_canceled(req->dev->id, req->lun, req->tag);
+    } else {
+        trace_scsi_req_continue(req->dev->id, req->lun, req->tag);
+        next_step(req);
+    }
+}
+
+/* The LUN's buffer against guest memory, all in one go */
+static void req_transfer_sg(SCSIRequest *req, int len)
+{
+    const MemTxAttrs attrs = MEMTXATTRS_UNSPECIFIED;
+    uint8_t *buf = scsi_req_get_buf(req);
+
+    assert(!req->dma_started);
+    req->dma_started = true;
+    if (req->cmd.mode == SCSI_XFER_TO_DEV) {
+        dma_buf_write(buf, len, &req->residual, req->sg, attrs);
+    } else {
+        dma_buf_read(buf, len, &req->residual, req->sg, attrs);
+    }
+    scsi_req_continue(req);
+}
+
+/* The HBA moves the data, and calls scsi_req_continue() when it has. */
+static void req_transfer_by_hba(SCSIRequest *req, int len)
+{
+    req->residual -= len;
+    req->bus->info->transfer_data(req, len);
+}
+
+void scsi_req_data(SCSIRequest *req, int len)
+{
+    assert(req->cmd.mode != SCSI_XFER_NONE);
+
+    if (req->io_canceled) {
+        trace_scsi_req_data_canceled(req->dev->id, req->lun, req->tag, len);
+    } else {
+        trace_scsi_req_data(req->dev->id, req->lun, req->tag, len);
+        (req->sg ? req_transfer_sg : req_transfer_by_hba)(req, len);
+    }
+}
+
+uint8_t *scsi_req_get_buf(SCSIRequest *req)
+{
+    return req->ops->get_buf(req);
+}
+
+/*
+ * Sense data
+ */
+
+void scsi_req_build_sense(SCSIRequest *req, SCSISense sense)
+{
+    trace_scsi_req_build_sense(req->dev->id, req->lun, req->tag, sense.key,
+                               sense.asc, sense.ascq);
+    req->sense_len = scsi_build_sense(req->sense, sense);
+}
+
+int scsi_req_get_sense(SCSIRequest *req, uint8_t *buf, int len)
+{
+    assert(len >= 14); /* or some of the three codes would be missing */
+
+    if (!req->sense_len) {
+        return 0;
+    }
+
+    /*
+     * Autosense: the initiator knows, so REQUEST SENSE needn't tell it again.
+     * This is UA_INTLCK_CTRL = 00b (SPC-4, 7.5.7, Control mode page); an HBA
+     * that doesn't call us behaves as with 10b.
+     */
+    if (scsi_target_is_attention(req)) {
+        scsi_held_sense_drop_ua(&req->dev->held_sense);
+        scsi_device_unit_attention_reported(req->dev);
+    }
+    return scsi_convert_sense(req->sense, req->sense_len, buf, len, true);
+}
+
+/*
+ * End
+ */
+
+typedef enum ReqEnd {
+    REQ_COMPLETED,
+    REQ_FAILED,
+    REQ_CANCELLED,
+} ReqEnd;
+
+/* The only place where a request leaves us.  @req may be gone afterwards. */
+static void req_end(SCSIRequest *req, ReqEnd how)
+{
+    const SCSIBusInfo *info = req->bus->info;
+
+    scsi_req_ref(req);
+    req_dequeue(req);
+    if (how == REQ_COMPLETED) {
+        info->complete(req, req->residual);
+    } else if (how == REQ_FAILED) {
+        info->fail(req);
+    } else if (info->cancel) {
+        info->cancel(req);
+    }
+
+    /* However it ended: who wanted to cancel it needs to wait no longer. */
+    notifier_list_notify(&req->cancel_notifiers, req);
+    scsi_req_unref(req);
+}
+
+/* A request ends once. */
+static void req_set_status(SCSIRequest *req, int status, int host_status)
+{
+    assert(req->status == -1 && req->host_status == -1);
+    req->status = status;
+    req->host_status = host_status;
+}
+
+void scsi_req_complete(SCSIRequest *req, int status)
+{
+    req_set_status(req, status, SCSI_HOST_OK);
+    if (status == GOOD) {
+        req->sense_len = 0;
+    }
+    scsi_held_sense_set(&req->dev->held_sense, req->sense, req->sense_len,
+                        scsi_target_is_attention(req));
+    req_end(req, REQ_COMPLETED);
+}
+
+void scsi_req_complete_failed(SCSIRequest *req, int host_status)
+{
+    SCSISense sense;
+    int status;
+
+    assert(!scsi_target_is_attention(req));
+
+    if (req->bus->info->fail) {
+        req_set_status(req, -1, host_status);
+        req_end(req, REQ_FAILED);
+        return;
+    }
+
+    /* The HBA knows no such thing; make a SCSI status of it. */
+    status = scsi_sense_from_host_status(host_status, &sense);
+    if (status == CHECK_CONDITION) {
+        scsi_req_build_sense(req, sense);
+    }
+    scsi_req_complete(req, status);
+}
+
+/*
+ * Cancel
+ */
+
+/* The request lives until scsi_req_cancel_complete(). */
+static void req_cancel(SCSIRequest *req, void (*cancel_io)(BlockAIOCB *acb))
+{
+    scsi_req_ref(req);
+    req_dequeue(req);
+    req->io_canceled = true;
+    if (req->aiocb) {
+        /* The device calls us back. */
+        cancel_io(req->aiocb);
+    } else {
+        scsi_req_cancel_complete(req);
+    }
+}
+
+void scsi_req_cancel_complete(SCSIRequest *req)
+{
+    assert(req->io_canceled);
+    req_end(req, REQ_CANCELLED);
+    scsi_req_unref(req);
+}
+
+void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
+{
+    trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
+    if (notifier) {
+        notifier_list_add(&req->cancel_notifiers, notifier);
+    }
+    if (!req->io_canceled) {
+        req_cancel(req, blk_aio_cancel_async);
+    } else {
+        /* It is under way, and its end will notify this one, too. */
+        assert(req->aiocb);
+    }
+}
+
+void scsi_req_cancel(SCSIRequest *req)
+{
+    trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
+    if (req->enqueued) {
+        req_cancel(req, blk_aio_cancel);
+    }
+}
+
+/*
+ * All requests of a LUN
+ */
+
+/* A callback may take requests off the list, and not only its own. */
+static void lane_for_each(SCSILane *lane, void (*fn)(SCSIRequest *))
+{
+    g_autoptr(GPtrArray) reqs =
+        g_ptr_array_new_with_free_func((GDestroyNotify)scsi_req_unref);
+    SCSIRequest *req;
+
+    QTAILQ_FOREACH(req, &lane->requests, next) {
+        g_ptr_array_add(reqs, scsi_req_ref(req));
+    }
+    for (unsigned i = 0; i < reqs->len; i++) {
+        fn(g_ptr_array_index(reqs, i));
+    }
+}
+
+static void req_purge(SCSIRequest *req)
+{
+    if (req->enqueued) {
+        scsi_req_cancel_async(req, NULL);
+    }
+}
+
+static void lane_purge(SCSILane *lane, void *opaque)
+{
+    lane_for_each(lane, req_purge);
+}
+
+void scsi_device_purge_requests(SCSIDevice *d, SCSISense sense)
+{
+    /*
+     * In this order, so that no request that was in flight is completed
+     * instead of cancelled: nobody submits; everything is marked as cancelled
+     * in its own AioContext; only then throttled requests are let go.
+     */
+    scsi_device_drained_begin(d);
+    scsi_inflight_visit_wait(&d->inflight, lane_purge, NULL);
+    blk_drain(d->conf.blk);
+    scsi_device_drained_end(d);
+
+    scsi_device_set_ua(d, sense);
+}
+
+void scsi_req_retry(SCSIRequest *req)
+{
+    req->retry = true;
+    /* Taken by scsi_req_restart_all() */
+    qatomic_set(&req->lane->waiting, true);
+}
+
+static void req_restart(SCSIRequest *req)
+{
+    if (!req->retry) {
+        return;
+    }
+    if (req->cmd.mode == SCSI_XFER_NONE) {
+        /* No data phase to repeat: once more from the start */
+        req_dequeue(req);
+        scsi_req_enqueue(req);
+    } else {
+        req->retry = false;
+        scsi_req_continue(req);
+    }
+}
+
+static void lane_restart(SCSILane *lane, void *opaque)
+{
+    BlockBackend *blk = opaque;
+
+    lane_for_each(lane, req_restart);
+    blk_dec_in_flight(blk);
+}
+
+void scsi_req_restart_all(SCSIDevice *d)
+{
+    for (unsigned i = 0; i < d->inflight.num; i++) {
+        SCSILane *lane = &d->inflight.lanes[i];
+
+        if (qatomic_xchg(&lane->waiting, false)) {
+            /* Whoever drains the LUN, or unplugs it, waits for the visit. */
+            blk_inc_in_flight(d->conf.blk);
+            scsi_lane_visit(lane, lane_restart, d->conf.blk);
+        }
+    }
+}
+
+/*
+ * For debugging
+ */
+
+void scsi_req_print(SCSIRequest *req)
+{
+    static const char *const modes[] = {
+        [SCSI_XFER_NONE]        = "none",
+        [SCSI_XFER_FROM_DEV]    = "from-dev",
+        [SCSI_XFER_TO_DEV]      = "to-dev",
+    };
+    g_autoptr(GString) cdb = g_string_new(NULL);
+
+    for (int i = 1; i < req->cmd.len; i++) {
+        g_string_append_printf(cdb, " 0x%02x", req->cmd.buf[i]);
+    }
+    fprintf(stderr, "[%s id=%" PRIu32 "] %s%s - %s len=%zu\n",
+            BUS(req->bus)->name, req->dev->id,
+            scsi_command_name(req->cmd.buf[0]), cdb->str,
+            modes[req->cmd.mode], req->cmd.xfer);
+}
