@@ -598,6 +598,10 @@ static void req_restart(SCSIRequest *req)
         scsi_req_enqueue(req);
     } else {
         req->retry = false;
+        if (req->sg && !req->dma_started) {
+            /* The LUN moves all of it once more, and counts that. */
+            req->residual = req->cmd.xfer;
+        }
         scsi_req_continue(req);
     }
 }

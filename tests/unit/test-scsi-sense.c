@@ -211,6 +211,8 @@ static void *claim_all(void *opaque)
             scsi_attention_claim(&race->attention, &sense)) {
             race->claimed[t->number]++;
             qatomic_inc(&race->seen[sense.ascq]);
+        } else {
+            g_thread_yield();
         }
     }
     return NULL;
@@ -359,6 +361,8 @@ static void *drop_all(void *opaque)
            scsi_held_sense_present(&t->race->held)) {
         if (scsi_held_sense_drop_ua(&t->race->held)) {
             t->race->claimed[t->number]++;
+        } else {
+            g_thread_yield();
         }
     }
     return NULL;
