@@ -27,6 +27,13 @@
  * Unit attention conditions
  */
 
+/**
+ * scsi_device_set_ua:
+ * @d: a LUN
+ * @sense: unit attention condition to establish; anything else is ignored
+ *
+ * Context: any thread.
+ */
 void scsi_device_set_ua(SCSIDevice *d, SCSISense sense)
 {
     if (sense.key != UNIT_ATTENTION) {
@@ -42,6 +49,13 @@ void scsi_device_clear_ua(SCSIDevice *d)
     scsi_device_unit_attention_reported(d);
 }
 
+/**
+ * scsi_device_unit_attention_reported:
+ * @d: a LUN
+ *
+ * The initiator knows; @d may have something more to say.
+ * Context: one of the bus's AioContexts.
+ */
 void scsi_device_unit_attention_reported(SCSIDevice *d)
 {
     SCSIDeviceClass *sc = scsi_device_class(d);
@@ -51,11 +65,25 @@ void scsi_device_unit_attention_reported(SCSIDevice *d)
     }
 }
 
+/**
+ * scsi_bus_set_ua:
+ * @bus: a bus
+ * @sense: unit attention condition to establish; anything else is ignored
+ *
+ * Whichever LUN gets a command first reports it.  Context: any thread.
+ */
 void scsi_bus_set_ua(SCSIBus *bus, SCSISense sense)
 {
     scsi_attention_raise(&bus->attention, sense);
 }
 
+/**
+ * scsi_device_report_change:
+ * @d: a LUN whose parameters have changed
+ * @sense: the unit attention condition that says so
+ *
+ * Context: any thread.
+ */
 void scsi_device_report_change(SCSIDevice *d, SCSISense sense)
 {
     SCSIBus *bus = scsi_bus_from_device(d);
@@ -66,6 +94,7 @@ void scsi_device_report_change(SCSIDevice *d, SCSISense sense)
     }
 }
 
+/** scsi_device_get_sense: see scsi_held_sense_get(). */
 int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
 {
     return scsi_held_sense_get(&d->held_sense, buf, len, fixed);
@@ -76,6 +105,7 @@ int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
  * HBA gets to know of the first begin and the last end only.
  */
 
+/** scsi_device_drained_begin: no new requests. Context: BQL held. */
 void scsi_device_drained_begin(SCSIDevice *d)
 {
     SCSIBus *bus = scsi_bus_from_device(d);
@@ -91,6 +121,7 @@ void scsi_device_drained_begin(SCSIDevice *d)
     }
 }
 
+/** scsi_device_drained_end: the opposite. Context: BQL held. */
 void scsi_device_drained_end(SCSIDevice *d)
 {
     SCSIBus *bus = scsi_bus_from_device(d);

@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "block/aio-wait.h"
 #include "hw/scsi/scsi-inflight.h"
@@ -80,9 +81,16 @@ static void round_visit(SCSILane *lane, void *opaque)
 void scsi_inflight_visit_wait(SCSIInflight *f, SCSILaneFunc *fn, void *opaque)
 {
     Round round = { .fn = fn, .opaque = opaque, .left = f->num };
+    SCSILane *home = scsi_inflight_lane_here(f);
+
+    GLOBAL_STATE_CODE();
 
     for (unsigned i = 0; i < f->num; i++) {
-        scsi_lane_visit(&f->lanes[i], round_visit, &round);
+        if (&f->lanes[i] != home) {
+            scsi_lane_visit(&f->lanes[i], round_visit, &round);
+        }
     }
+    /* With no other lane the event loop needn't run at all. */
+    round_visit(home, &round);
     AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_load_acquire(&round.left) > 0);
 }

@@ -37,6 +37,19 @@ static void set_optional(DeviceState *dev, bool removable, const char *serial)
     }
 }
 
+/**
+ * scsi_bus_legacy_add_drive:
+ * @bus: where to
+ * @blk: the drive
+ * @unit: the target's id
+ * @removable: whether the medium is
+ * @conf: the device's configuration, but for the drive
+ * @serial: serial number, or NULL
+ * @errp: where to store an error; nothing stays behind then
+ *
+ * Context: BQL held.
+ * Returns: the new device, or NULL.
+ */
 SCSIDevice *scsi_bus_legacy_add_drive(SCSIBus *bus, BlockBackend *blk,
                                       int unit, bool removable,
                                       BlockConf *conf, const char *serial,
@@ -51,24 +64,29 @@ SCSIDevice *scsi_bus_legacy_add_drive(SCSIBus *bus, BlockBackend *blk,
     d->conf = *conf;
 
     check_boot_index(conf->bootindex, errp);
+    if (!*errp) {
+        add_boot_device_path(conf->bootindex, dev, NULL);
+        qdev_prop_set_uint32(dev, "scsi-id", unit);
+        set_optional(dev, removable, serial);
+        if (qdev_prop_set_drive_err(dev, "drive", blk, errp)) {
+            qdev_realize(dev, &bus->qbus, errp);
+        }
+    }
     if (*errp) {
-        goto fail;
+        object_unparent(OBJECT(dev));
+        d = NULL;
     }
-    add_boot_device_path(conf->bootindex, dev, NULL);
-
-    qdev_prop_set_uint32(dev, "scsi-id", unit);
-    set_optional(dev, removable, serial);
-    if (!qdev_prop_set_drive_err(dev, "drive", blk, errp) ||
-        !qdev_realize_and_unref(dev, &bus->qbus, errp)) {
-        goto fail;
-    }
+    object_unref(OBJECT(dev)); /* a child of the bus, or nothing any more */
     return d;
-
-fail:
-    object_unparent(OBJECT(dev));
-    return NULL;
 }
 
+/**
+ * scsi_bus_legacy_handle_cmdline:
+ * @bus: a new bus
+ *
+ * Add the drives that -drive if=scsi,bus=N has for it; exit on error.
+ * Context: BQL held.
+ */
 void scsi_bus_legacy_handle_cmdline(SCSIBus *bus)
 {
     Location loc;

@@ -30,12 +30,36 @@
  * Parse
  */
 
+/**
+ * scsi_req_parse_cdb:
+ * @d: the LUN
+ * @cmd: where to store the result
+ * @buf: the CDB
+ * @buf_len: bytes at @buf
+ *
+ * Context: any thread.
+ * Returns: 0, or -1 if the CDB can't be measured, see scsi_cdb_parse().
+ */
 int scsi_req_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
                        size_t buf_len)
 {
     return scsi_cdb_parse(d->type, d->blocksize, buf, buf_len, cmd);
 }
 
+/**
+ * scsi_bus_parse_cdb:
+ * @d: a LUN that hands commands on to real hardware
+ * @cmd: where to store the result; its len must be 0
+ * @buf: the CDB
+ * @buf_len: bytes at @buf
+ * @hba_private: the HBA's own, of the request to be
+ *
+ * Like scsi_req_parse_cdb(), but an HBA whose driver tells the direction and
+ * the length of the data has the last word.
+ *
+ * Context: one of the bus's AioContexts.
+ * Returns: 0, or -1 if the CDB can't be measured.
+ */
 int scsi_bus_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
                        size_t buf_len, void *hba_private)
 {
@@ -45,7 +69,6 @@ int scsi_bus_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
     assert(cmd->len == 0);
     ret = scsi_req_parse_cdb(d, cmd, buf, buf_len);
     if (info->parse_cdb) {
-        /* An HBA that knows better has the last word. */
         ret = info->parse_cdb(d, cmd, buf, buf_len, hba_private);
     }
     return ret;
@@ -55,6 +78,19 @@ int scsi_bus_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
  * Create and free
  */
 
+/**
+ * scsi_req_alloc:
+ * @ops: what the request does; ops->size bytes are allocated
+ * @d: the LUN
+ * @tag: the request's tag (SAM-5, command identifier)
+ * @lun: the LUN that it was addressed to
+ * @hba_private: the HBA's own
+ *
+ * For a device's alloc_req(); HBAs call scsi_req_new().
+ *
+ * Context: one of the bus's AioContexts, the request's from now on.
+ * Returns: a request with one reference.
+ */
 SCSIRequest *scsi_req_alloc(const SCSIReqOps *ops, SCSIDevice *d,
                             uint32_t tag, uint32_t lun, void *hba_private)
 {
@@ -137,6 +173,7 @@ static void req_free(SCSIRequest *req)
     }
 }
 
+/** scsi_req_ref: take a reference. Context: the request's AioContext. */
 SCSIRequest *scsi_req_ref(SCSIRequest *req)
 {
     req->refcount++;
@@ -144,6 +181,7 @@ SCSIRequest *scsi_req_ref(SCSIRequest *req)
     return req;
 }
 
+/** scsi_req_unref: drop a reference. Context: the request's AioContext. */
 void scsi_req_unref(SCSIRequest *req)
 {
     assert(req->refcount);
@@ -153,6 +191,13 @@ void scsi_req_unref(SCSIRequest *req)
     }
 }
 
+/**
+ * scsi_req_unref_detach_hba:
+ * @req: a request
+ *
+ * Drop a reference of an HBA that frees hba_private by itself.
+ * Context: the request's AioContext.
+ */
 void scsi_req_unref_detach_hba(SCSIRequest *req)
 {
     req->hba_private = NULL;
@@ -217,6 +262,21 @@ static SCSIRequest *req_create(SCSIDevice *d, SCSIRequest *req, uint32_t tag,
     return req;
 }
 
+/**
+ * scsi_req_new:
+ * @d: the LUN, or another one of the target if that doesn't exist
+ * @tag: the request's tag
+ * @lun: the LUN that it is addressed to
+ * @buf: the CDB
+ * @buf_len: bytes at @buf
+ * @hba_private: the HBA's own
+ *
+ * A unit attention condition, or a CDB that can't be parsed, makes it a request
+ * that will end with CHECK CONDITION (SAM-5, 5.14; SPC-4, 4.2).
+ *
+ * Context: one of the bus's AioContexts, the request's from now on.
+ * Returns: a request with one reference; cmd tells about the CDB.
+ */
 SCSIRequest *scsi_req_new(SCSIDevice *d, uint32_t tag, uint32_t lun,
                           uint8_t *buf, size_t buf_len, void *hba_private)
 {
@@ -286,6 +346,17 @@ static void req_dequeue(SCSIRequest *req)
     }
 }
 
+/**
+ * scsi_req_enqueue:
+ * @req: a new request
+ *
+ * Send the command to the LUN, which may complete it before this returns.
+ *
+ * Context: the request's AioContext.
+ * Returns: bytes that are ready to be transferred to (positive) or from
+ * (negative) the initiator after scsi_req_continue(), or 0 if the command has
+ * no data phase.
+ */
 int32_t scsi_req_enqueue(SCSIRequest *req)
 {
     int32_t len;
@@ -332,6 +403,13 @@ void scsi_req_move(SCSIRequest *req, AioContext *ctx)
  * Data phase
  */
 
+/**
+ * scsi_req_continue:
+ * @req: a request in its data phase
+ *
+ * The HBA is ready for the next part of the data, or done with the last one.
+ * Context: the request's AioContext.
+ */
 void scsi_req_continue(SCSIRequest *req)
 {
     const SCSIReqOps *ops = req->ops;
@@ -369,6 +447,14 @@ static void req_transfer_by_hba(SCSIRequest *req, int len)
     req->bus->info->transfer_data(req, len);
 }
 
+/**
+ * scsi_req_data:
+ * @req: a request in its data phase
+ * @len: bytes
+ *
+ * The LUN has filled its buffer, or wants it filled.
+ * Context: the request's AioContext.
+ */
 void scsi_req_data(SCSIRequest *req, int len)
 {
     assert(req->cmd.mode != SCSI_XFER_NONE);
@@ -377,10 +463,15 @@ void scsi_req_data(SCSIRequest *req, int len)
         trace_scsi_req_data_canceled(req->dev->id, req->lun, req->tag, len);
     } else {
         trace_scsi_req_data(req->dev->id, req->lun, req->tag, len);
-        (req->sg ? req_transfer_sg : req_transfer_by_hba)(req, len);
+        if (req->sg) {
+            req_transfer_sg(req, len);
+        } else {
+            req_transfer_by_hba(req, len);
+        }
     }
 }
 
+/** scsi_req_get_buf: the LUN's buffer. Context: the request's AioContext. */
 uint8_t *scsi_req_get_buf(SCSIRequest *req)
 {
     return req->ops->get_buf(req);
@@ -390,6 +481,13 @@ uint8_t *scsi_req_get_buf(SCSIRequest *req)
  * Sense data
  */
 
+/**
+ * scsi_req_build_sense:
+ * @req: a request that is about to end with CHECK CONDITION
+ * @sense: why
+ *
+ * Context: the request's AioContext.
+ */
 void scsi_req_build_sense(SCSIRequest *req, SCSISense sense)
 {
     trace_scsi_req_build_sense(req->dev->id, req->lun, req->tag, sense.key,
@@ -397,6 +495,17 @@ void scsi_req_build_sense(SCSIRequest *req, SCSISense sense)
     req->sense_len = scsi_build_sense(req->sense, sense);
 }
 
+/**
+ * scsi_req_get_sense:
+ * @req: a request that has just been completed
+ * @buf: where to store its sense data, in fixed format (SPC-4, 4.5.3)
+ * @len: bytes at @buf, at least 14
+ *
+ * To be called once, by HBAs with autosense (SAM-5, 5.13.4).
+ *
+ * Context: the request's AioContext.
+ * Returns: the number of bytes stored, 0 if there are no sense data.
+ */
 int scsi_req_get_sense(SCSIRequest *req, uint8_t *buf, int len)
 {
     assert(len >= 14); /* or some of the three codes would be missing */
@@ -455,6 +564,13 @@ static void req_set_status(SCSIRequest *req, int status, int host_status)
     req->host_status = host_status;
 }
 
+/**
+ * scsi_req_complete:
+ * @req: a request
+ * @status: how the command ended (SAM-5, 5.3)
+ *
+ * Context: the request's AioContext.
+ */
 void scsi_req_complete(SCSIRequest *req, int status)
 {
     req_set_status(req, status, SCSI_HOST_OK);
@@ -466,6 +582,13 @@ void scsi_req_complete(SCSIRequest *req, int status)
     req_end(req, REQ_COMPLETED);
 }
 
+/**
+ * scsi_req_complete_failed:
+ * @req: a request
+ * @host_status: SCSI_HOST_*; the command never got a SCSI status
+ *
+ * Context: the request's AioContext.
+ */
 void scsi_req_complete_failed(SCSIRequest *req, int host_status)
 {
     SCSISense sense;
@@ -505,6 +628,12 @@ static void req_cancel(SCSIRequest *req, void (*cancel_io)(BlockAIOCB *acb))
     }
 }
 
+/**
+ * scsi_req_cancel_complete:
+ * @req: a request that was cancelled
+ *
+ * The LUN has stopped working on it.  Context: the request's AioContext.
+ */
 void scsi_req_cancel_complete(SCSIRequest *req)
 {
     assert(req->io_canceled);
@@ -512,6 +641,13 @@ void scsi_req_cancel_complete(SCSIRequest *req)
     scsi_req_unref(req);
 }
 
+/**
+ * scsi_req_cancel_async:
+ * @req: an enqueued request, or one that is being cancelled
+ * @notifier: called when it is cancelled or, after all, completed; may be NULL
+ *
+ * Context: the request's AioContext.
+ */
 void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
 {
     trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
@@ -526,6 +662,15 @@ void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
     }
 }
 
+/**
+ * scsi_req_cancel:
+ * @req: a request
+ *
+ * Returns when it is cancelled, or after all completed; nothing happens if it
+ * isn't enqueued.
+ *
+ * Context: main loop, BQL held.
+ */
 void scsi_req_cancel(SCSIRequest *req)
 {
     trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
@@ -565,6 +710,16 @@ static void lane_purge(SCSILane *lane, void *opaque)
     lane_for_each(lane, req_purge);
 }
 
+/**
+ * scsi_device_purge_requests:
+ * @d: a LUN
+ * @sense: unit attention condition to establish, or NO SENSE
+ *
+ * Cancel all requests, and wait until they are gone (SAM-5, 6.3.3: logical unit
+ * reset).  May run the main loop's event loop meanwhile.
+ *
+ * Context: main loop, BQL held.
+ */
 void scsi_device_purge_requests(SCSIDevice *d, SCSISense sense)
 {
     /*
@@ -580,6 +735,13 @@ void scsi_device_purge_requests(SCSIDevice *d, SCSISense sense)
     scsi_device_set_ua(d, sense);
 }
 
+/**
+ * scsi_req_retry:
+ * @req: an enqueued request
+ *
+ * It will be restarted when the VM is resumed.
+ * Context: the request's AioContext.
+ */
 void scsi_req_retry(SCSIRequest *req)
 {
     req->retry = true;
@@ -631,6 +793,7 @@ void scsi_req_restart_all(SCSIDevice *d)
  * For debugging
  */
 
+/** scsi_req_print: to stderr. Context: the request's AioContext. */
 void scsi_req_print(SCSIRequest *req)
 {
     static const char *const modes[] = {

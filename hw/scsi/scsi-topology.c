@@ -61,6 +61,20 @@ static bool map_has(const SCSILunMap *map, unsigned i, uint32_t channel,
  * Look-up
  */
 
+/**
+ * scsi_device_find:
+ * @bus: a bus
+ * @channel: an address on it
+ * @target: an address on it
+ * @lun: an address on it
+ *
+ * The result stays as long as its caller doesn't return to the event loop, nor
+ * runs it: before a LUN dies, the bus visits each of its AioContexts.
+ *
+ * Context: one of the bus's AioContexts.
+ * Returns: the LUN with that address, or else any of the same target, or NULL
+ * if there is no such target.
+ */
 SCSIDevice *scsi_device_find(SCSIBus *bus, int channel, int target, int lun)
 {
     RCU_READ_LOCK_GUARD();
@@ -82,6 +96,16 @@ SCSIDevice *scsi_device_find(SCSIBus *bus, int channel, int target, int lun)
     return NULL;
 }
 
+/**
+ * scsi_device_get:
+ * @bus: a bus
+ * @channel: an address on it
+ * @target: an address on it
+ * @lun: an address on it
+ *
+ * Context: one of the bus's AioContexts.
+ * Returns: what scsi_device_find() does, with a reference for the caller.
+ */
 SCSIDevice *scsi_device_get(SCSIBus *bus, int channel, int target, int lun)
 {
     SCSIDevice *d = scsi_device_find(bus, channel, target, lun);

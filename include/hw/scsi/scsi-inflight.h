@@ -104,9 +104,9 @@ void scsi_lane_visit(SCSILane *lane, SCSILaneFunc *fn, void *opaque);
  * @fn: called once in every lane's AioContext
  * @opaque: for @fn
  *
- * Returns when all calls have returned, and runs the main loop's event loop
- * meanwhile.  Whatever handlers were running in the AioContexts at the time of
- * the call have ended then.
+ * Returns when all calls have returned, and may run the main loop's event loop
+ * meanwhile.  Whatever handlers were running in the other AioContexts at the
+ * time of the call have ended then.
  *
  * Context: main loop, BQL held.
  */
