@@ -620,6 +620,7 @@ static void req_cancel(SCSIRequest *req, void (*cancel_io)(BlockAIOCB *acb))
     scsi_req_ref(req);
     req_dequeue(req);
     req->io_canceled = true;
+    req->lane->cancelling++;
     if (req->aiocb) {
         /* The device calls us back. */
         cancel_io(req->aiocb);
@@ -637,6 +638,7 @@ static void req_cancel(SCSIRequest *req, void (*cancel_io)(BlockAIOCB *acb))
 void scsi_req_cancel_complete(SCSIRequest *req)
 {
     assert(req->io_canceled);
+    req->lane->cancelling--;
     req_end(req, REQ_CANCELLED);
     scsi_req_unref(req);
 }
@@ -710,6 +712,11 @@ static void lane_purge(SCSILane *lane, void *opaque)
     lane_for_each(lane, req_purge);
 }
 
+static void lane_count_cancelling(SCSILane *lane, void *opaque)
+{
+    qatomic_add((unsigned *)opaque, lane->cancelling);
+}
+
 /**
  * scsi_device_purge_requests:
  * @d: a LUN
@@ -722,6 +729,8 @@ static void lane_purge(SCSILane *lane, void *opaque)
  */
 void scsi_device_purge_requests(SCSIDevice *d, SCSISense sense)
 {
+    unsigned cancelling;
+
     /*
      * In this order, so that no request that was in flight is completed
      * instead of cancelled: nobody submits; everything is marked as cancelled
@@ -729,7 +738,13 @@ void scsi_device_purge_requests(SCSIDevice *d, SCSISense sense)
      */
     scsi_device_drained_begin(d);
     scsi_inflight_visit_wait(&d->inflight, lane_purge, NULL);
-    blk_drain(d->conf.blk);
+    do {
+        /* What the block layer held back goes on when the drain ends. */
+        blk_drain(d->conf.blk);
+        cancelling = 0;
+        scsi_inflight_visit_wait(&d->inflight, lane_count_cancelling,
+                                 &cancelling);
+    } while (cancelling);
     scsi_device_drained_end(d);
 
     scsi_device_set_ua(d, sense);

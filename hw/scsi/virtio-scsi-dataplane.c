@@ -283,6 +283,46 @@ static void dataplane_sync_wait(VirtIOSCSI *s)
     }
 }
 
+/* Requests that somebody works on.  Context: the owner of @q */
+static void queue_count_active(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+    VirtIOSCSIReq *req;
+
+    q->active = 0;
+    QTAILQ_FOREACH(req, &q->in_flight, next) {
+        q->active += !req->sreq->retry;
+    }
+}
+
+/*
+ * Wait until all requests are done, or wait for the VM to be resumed, and no
+ * handler or interrupt of any is under way.  No queue takes new ones.
+ *
+ * A drain alone isn't enough.  It doesn't wait for a request that the block
+ * layer holds back until the drain ends; and when it ends, the completion of
+ * the last request may still be running.  So look in each queue's AioContext.
+ */
+static void dataplane_quiesce(VirtIOSCSI *s, bool in_main_loop)
+{
+    unsigned active;
+
+    do {
+        virtio_scsi_drain_luns(s);
+        active = 0;
+        for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+            VirtIOSCSIQueue *q = &s->queues[i];
+
+            if (in_main_loop) {
+                queue_count_active(q);
+            } else {
+                aio_wait_bh_oneshot(q->ctx, queue_count_active, q);
+            }
+            active += q->active;
+        }
+    } while (active);
+}
+
 /*
  * The caller may not be able to wait.  So a handler that is running goes on,
  * and the block layer holds its requests back; no other one begins, because
@@ -420,7 +460,7 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
      * Whatever the main loop has begun while notifiers were missing, it must
      * finish before another thread may own the virtqueues.
      */
-    virtio_scsi_drain_luns(s);
+    dataplane_quiesce(s, true);
     virtio_scsi_ctrl_settle(s);
     dataplane_rehome_queues(s, false);
 
@@ -446,7 +486,7 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
     qatomic_set(&s->mode, VIRTIO_SCSI_STOPPING);
 
     dataplane_sync_wait(s);
-    virtio_scsi_drain_luns(s);
+    dataplane_quiesce(s, false);
     virtio_scsi_ctrl_settle(s);
     virtio_scsi_event_flush(s);
 

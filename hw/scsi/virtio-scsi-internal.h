@@ -56,6 +56,7 @@ struct VirtIOSCSIQueue {
     bool attached;              /* the host notifier */
 
     /* Only the owner, see VirtIOSCSIMode */
+    unsigned active;            /* an answer to dataplane_quiesce() */
     QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
 } QEMU_ALIGNED(64);
 

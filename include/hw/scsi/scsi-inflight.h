@@ -32,6 +32,7 @@ typedef struct SCSILane {
     /* Only in ctx */
     SCSIRequestList requests;   /* in the order of scsi_req_enqueue() */
     unsigned live;              /* requests that exist, enqueued or not */
+    unsigned cancelling;        /* those that I/O is being cancelled for */
     void *pin;                  /* keeps the LUN for these, see scsi-req.c */
 } QEMU_ALIGNED(64) SCSILane;
 
