@@ -248,7 +248,9 @@ static SCSIRequest *req_create(SCSIDevice *d, SCSIRequest *req, uint32_t tag,
         /* a unit attention; whatever the command says */
     } else if (ret < 0) {
         req = scsi_target_alloc_refusal(d, tag, lun, hba_private,
-                                        SENSE_CODE(INVALID_OPCODE));
+                                        lun && lun != d->lun
+                                        ? SENSE_CODE(LUN_NOT_SUPPORTED)
+                                        : SENSE_CODE(INVALID_OPCODE));
     } else if (cmd.xfer > INT32_MAX) {
         req = scsi_target_alloc_refusal(d, tag, lun, hba_private,
                                         SENSE_CODE(INVALID_FIELD));
@@ -577,8 +579,11 @@ void scsi_req_complete(SCSIRequest *req, int status)
     if (status == GOOD) {
         req->sense_len = 0;
     }
-    scsi_held_sense_set(&req->dev->held_sense, req->sense, req->sense_len,
-                        scsi_target_is_attention(req));
+    if (req->lun == req->dev->lun || req->lun == 0) {
+        /* Not if the LUN only stood in for one that doesn't exist */
+        scsi_held_sense_set(&req->dev->held_sense, req->sense, req->sense_len,
+                            scsi_target_is_attention(req));
+    }
     req_end(req, REQ_COMPLETED);
 }
 

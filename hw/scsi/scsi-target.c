@@ -98,7 +98,7 @@ SCSIRequest *scsi_target_claim_attention(SCSIDevice *d, uint32_t tag,
 
     if ((!scsi_attention_pending(&d->attention) &&
          !scsi_attention_pending(&bus->attention)) ||
-        ignores_attention(d, opcode)) {
+        lun != d->lun || ignores_attention(d, opcode)) {
         return NULL;
     }
 
