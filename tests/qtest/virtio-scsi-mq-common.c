@@ -19,15 +19,15 @@
  * Guest memory of a slot.  With MQ_ONE_BUF a header that has data is moved so
  * that it ends where the data begins.
  */
+#define MAX_PIECES  6
+#define DESC_SIZE   16
 #define SLOT_TABLE  0
 #define SLOT_HEAD   128
 #define SLOT_RESP   192
 #define SLOT_DATA   512
+QEMU_BUILD_BUG_ON(SLOT_TABLE + MAX_PIECES * DESC_SIZE > SLOT_HEAD);
 QEMU_BUILD_BUG_ON(SLOT_HEAD + sizeof(struct virtio_scsi_cmd_req) > SLOT_RESP);
 QEMU_BUILD_BUG_ON(SLOT_RESP + sizeof(struct virtio_scsi_cmd_resp) > SLOT_DATA);
-
-#define MAX_PIECES  4
-#define DESC_SIZE   16
 
 #define FEATURE(bit) (1ull << (bit))
 
@@ -92,7 +92,10 @@ static uint64_t slot_base(const MqSlot *slot)
 /* Ring descriptors that one request takes at most */
 static unsigned descs_per_slot(unsigned form)
 {
-    return form & MQ_INDIRECT ? 1 : form & MQ_ONE_BUF ? 2 : 3;
+    if (form & MQ_INDIRECT) {
+        return 1;
+    }
+    return (form & MQ_ONE_BUF ? 2 : 3) + (form & MQ_CUT_DATA ? 2 : 0);
 }
 
 /*
@@ -447,6 +450,21 @@ static unsigned add_piece(Piece *p, unsigned n, uint64_t addr, size_t len,
     return n + 1;
 }
 
+/* The data: pieces cut from one buffer touch, but stay apart. */
+static unsigned add_data(Piece *p, unsigned n, const MqQueue *q,
+                         uint64_t addr, size_t len, bool device_writes)
+{
+    size_t cut = q->dev->form & MQ_CUT_DATA ? len / 3 : 0;
+
+    if (!cut) {
+        return add_piece(p, n, addr, len, device_writes);
+    }
+    n = add_piece(p, n, addr, cut, device_writes);
+    p[n++] = (Piece) { addr + cut, cut, device_writes };
+    p[n++] = (Piece) { addr + 2 * cut, len - 2 * cut, device_writes };
+    return n;
+}
+
 MqSlot *mq_post_raw(MqQueue *q, const void *head, size_t head_len,
                     const void *out, size_t out_len,
                     size_t resp_len, size_t in_len)
@@ -470,9 +488,9 @@ MqSlot *mq_post_raw(MqQueue *q, const void *head, size_t head_len,
     slot->resp = one && in_len ? slot->data - resp_len : base + SLOT_RESP;
 
     n = add_piece(p, n, head_addr, head_len, false);
-    n = add_piece(p, n, slot->data, out_len, false);
+    n = add_data(p, n, q, slot->data, out_len, false);
     n = add_piece(p, n, slot->resp, resp_len, true);
-    n = add_piece(p, n, slot->data, in_len, true);
+    n = add_data(p, n, q, slot->data, in_len, true);
     g_assert_cmpuint(n, >, 0);
 
     /* All in one access: the ones to guest memory are what takes time. */

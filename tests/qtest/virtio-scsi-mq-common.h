@@ -31,6 +31,7 @@ enum {
     MQ_EVENT_IDX = 1 << 2,
     MQ_ONE_BUF   = 1 << 3,  /* header and data share a descriptor */
     MQ_MSIX      = 1 << 4,  /* a vector per queue, else INTx */
+    MQ_CUT_DATA  = 1 << 5,  /* data in three descriptors, cut anywhere */
 };
 
 typedef struct MqDev MqDev;
