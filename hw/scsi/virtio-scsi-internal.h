@@ -19,6 +19,10 @@
 #include "qemu/queue.h"
 #include "system/dma.h"
 
+/* What the driver may ask for in configuration space */
+#define VIRTIO_SCSI_MAX_CDB_SIZE    255
+#define VIRTIO_SCSI_MAX_SENSE_SIZE  65535
+
 /**
  * VirtIOSCSIReq: a SCSI command that the guest has put on a request queue
  *

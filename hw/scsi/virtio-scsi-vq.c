@@ -22,11 +22,18 @@
 #include "trace.h"
 #include "virtio-scsi-internal.h"
 
-/* Sizes that the driver may change any time; read once for each command */
+/*
+ * Sizes that the driver may change any time.  Read once for each command, and
+ * after it was popped: a command that was put into the ring after a change must
+ * not be read with what was right before.
+ */
 typedef struct CmdSizes {
     uint32_t cdb;
     uint32_t sense;
 } CmdSizes;
+
+/* With room for the longest CDB, as sizes aren't known before */
+#define CMD_ALLOC_SIZE (sizeof(VirtIOSCSIReq) + VIRTIO_SCSI_MAX_CDB_SIZE)
 
 static CmdSizes cmd_sizes(VirtIOSCSI *s)
 {
@@ -363,13 +370,12 @@ static bool cmd_process(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
 static bool queue_process_ring(VirtIOSCSIQueue *q)
 {
     for (;;) {
-        CmdSizes sizes = cmd_sizes(q->dev);
-        VirtIOSCSIReq *req = virtqueue_pop(q->vq, sizeof(*req) + sizes.cdb);
+        VirtIOSCSIReq *req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
 
         if (!req) {
             return true;
         }
-        if (!cmd_process(req, q, sizes)) {
+        if (!cmd_process(req, q, cmd_sizes(q->dev))) {
             return false;
         }
     }
@@ -434,7 +440,6 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
 {
     VirtIOSCSI *s = container_of(sreq->bus, VirtIOSCSI, bus);
     unsigned num_queues = s->parent_obj.conf.num_queues;
-    CmdSizes sizes = cmd_sizes(s);
     uint32_t n = qemu_get_be32(f);
     VirtIOSCSIReq *req;
 
@@ -445,9 +450,8 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
                      "source", n, num_queues);
         exit(EXIT_FAILURE);
     }
-    req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f,
-                                     sizeof(*req) + sizes.cdb);
-    if (cmd_parse(req, &s->queues[n], sizes) < 0 ||
+    req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f, CMD_ALLOC_SIZE);
+    if (cmd_parse(req, &s->queues[n], cmd_sizes(s)) < 0 ||
         !cmd_fits_buffers(req, &sreq->cmd)) {
         error_report("virtio-scsi: migration stream has a request whose "
                      "buffers don't fit its headers");

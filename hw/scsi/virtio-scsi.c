@@ -18,10 +18,6 @@
 #include "system/block-backend.h"
 #include "virtio-scsi-internal.h"
 
-/* What the driver may ask for in configuration space */
-#define MAX_CDB_SIZE    255
-#define MAX_SENSE_SIZE  65535
-
 SCSIDevice *virtio_scsi_lun_find(VirtIOSCSI *s, const uint8_t lun[8])
 {
     unsigned method = lun[2] >> 6;
@@ -73,11 +69,12 @@ static void virtio_scsi_set_config(VirtIODevice *vdev, const uint8_t *config)
     uint32_t cdb_size = virtio_ldl_p(vdev, &c->cdb_size);
     uint32_t sense_size = virtio_ldl_p(vdev, &c->sense_size);
 
-    if (cdb_size > MAX_CDB_SIZE || sense_size > MAX_SENSE_SIZE) {
+    if (cdb_size > VIRTIO_SCSI_MAX_CDB_SIZE ||
+        sense_size > VIRTIO_SCSI_MAX_SENSE_SIZE) {
         virtio_error(vdev, "virtio-scsi: driver set cdb_size %" PRIu32
                      " and sense_size %" PRIu32 ", at most %d and %d are "
                      "possible", cdb_size, sense_size,
-                     MAX_CDB_SIZE, MAX_SENSE_SIZE);
+                     VIRTIO_SCSI_MAX_CDB_SIZE, VIRTIO_SCSI_MAX_SENSE_SIZE);
         return;
     }
     qatomic_set(&vs->cdb_size, cdb_size);
