@@ -43,7 +43,8 @@ static void start_backup(Stress *s, Lun *lun)
     for (unsigned i = 0; i < DISK_BLOCKS; i++) {
         const Block *b = &lun->blocks[i];
 
-        job->copy[i] = b->unsettled ? CONTENT_UNKNOWN : b->is;
+        job->copy[i] = b->unsettled || b->loose ? CONTENT_UNKNOWN :
+                       b->is;
     }
     QMP(s, "{'execute': 'blockdev-backup', 'arguments': {'job-id': %s, "
         "'device': %s, 'target': %s, 'sync': 'full'}}", job->id, lun->node,
@@ -56,6 +57,7 @@ static void start_commit(Stress *s, Lun *lun)
 {
     Job *job = &lun->job;
 
+    load_drain(s);      /* of writes from many queues, see may_write() */
     QMP(s, "{'execute': 'blockdev-snapshot-sync', 'arguments': {"
         "'node-name': %s, 'snapshot-file': %s, 'snapshot-node-name': %s, "
         "'format': 'qcow2'}}", lun->node, job->file, job->node);

@@ -96,14 +96,22 @@ void blocks_take(Op *op)
     }
 }
 
-/* A write that is over: what do the blocks hold now? */
-static void block_written(Block *b, uint64_t content, Fate fate)
+/* A write or UNMAP that is over: what does the block hold now? */
+static void block_written(const Op *op, unsigned i, Fate fate)
 {
+    Block *b = op_block(op, i);
+
     b->writing = false;
-    if (fate == FATE_DONE) {
-        b->is = content;
-    } else if (fate == FATE_UNKNOWN && b->is != content) {
-        b->maybe = content;
+    if (fate == FATE_UNDONE) {
+        return;
+    }
+    if (op->kind == &op_unmap) {
+        b->loose = true;
+    } else if (fate == FATE_DONE) {
+        b->is = op->content[i];
+        b->loose = false;
+    } else {
+        b->maybe = op->content[i];
         b->unsettled = true;
     }
 }
@@ -115,32 +123,45 @@ void blocks_release(Op *op, Fate fate)
     }
     for (unsigned i = 0; i < op->blocks; i++) {
         if (op->writes) {
-            block_written(op_block(op, i), op->content[i], fate);
+            block_written(op, i, fate);
         } else {
             op_block(op, i)->readers--;
         }
     }
 }
 
+static const Block zero_block;
+
+static bool block_may_hold(const Block *b, const uint8_t *buf)
+{
+    return block_holds(buf, b->is) || (b->loose && block_holds(buf, 0)) ||
+           (b->unsettled && block_holds(buf, b->maybe));
+}
+
+/* An unsettled block has been read. */
+static void block_settle(Block *b, const uint8_t *buf)
+{
+    b->unsettled = false;
+    if (!block_holds(buf, b->is) && !(b->loose && block_holds(buf, 0))) {
+        b->is = b->maybe;
+        b->loose = false;
+    }
+}
+
 static void check_block(Op *op, unsigned i, const uint8_t *buf)
 {
-    Block *b = op->lun->blocks ? op_block(op, i) : NULL;
+    const Block *b = op->lun->blocks ? op_block(op, i) : &zero_block;
 
-    if (block_holds(buf, b ? b->is : 0)) {
-        if (b) {
-            b->unsettled = false;
-        }
-        return;
+    if (!block_may_hold(b, buf)) {
+        load_fail(op, "block %u is wrong: begins with %016" PRIx64 " %016"
+                  PRIx64 ", should be %016" PRIx64 "%s%s", op->lba + i,
+                  ldq_le_p(buf), ldq_le_p(buf + 8), b->is,
+                  b->loose ? " or zero" : "",
+                  b->unsettled ? " or what was not settled" : "");
     }
-    if (b && b->unsettled && block_holds(buf, b->maybe)) {
-        b->is = b->maybe;
-        b->unsettled = false;
-        return;
+    if (b->unsettled) {
+        block_settle(op_block(op, i), buf);
     }
-    load_fail(op, "block %u is wrong: begins with %016" PRIx64 " %016" PRIx64
-              ", should be %016" PRIx64 "%s", op->lba + i, ldq_le_p(buf),
-              ldq_le_p(buf + 8), b ? b->is : 0,
-              b && b->unsettled ? " or what was not settled" : "");
 }
 
 /* Compare an image that QEMU has written, and closed, with @content. */
@@ -273,7 +294,6 @@ static bool build_unmap(Stress *s, Op *op)
     stw_be_p(list + 2, 16);
     stq_be_p(list + 8, op->lba);
     stl_be_p(list + 16, op->blocks);
-    memset(op->content, 0, sizeof(op->content));
     return true;
 }
 
@@ -291,11 +311,9 @@ static bool build_verify(Stress *s, Op *op)
 static bool blocks_hold(const Op *op, const uint8_t *data)
 {
     for (unsigned i = 0; i < op->blocks; i++) {
-        const Block *b = op->lun->blocks ? op_block(op, i) : NULL;
+        const Block *b = op->lun->blocks ? op_block(op, i) : &zero_block;
 
-        if (!block_holds(data + i * BLOCK_SIZE, b ? b->is : 0) &&
-            !(b && b->unsettled &&
-              block_holds(data + i * BLOCK_SIZE, b->maybe))) {
+        if (!block_may_hold(b, data + i * BLOCK_SIZE)) {
             return false;
         }
     }

@@ -58,6 +58,8 @@ enum {
 /*
  * What a block holds: 0 for zeroes, else a pattern that is made of this number.
  * If a write may or may not have been done, it is unsettled until it is read.
+ * After UNMAP it is loose until it is written: it may read as before or as
+ * zero, and a block job that moves the disk may turn one into the other.
  */
 #define CONTENT_UNKNOWN UINT64_MAX
 
@@ -65,6 +67,7 @@ typedef struct Block {
     uint64_t is;
     uint64_t maybe;
     bool unsettled;
+    bool loose;
     bool writing;
     uint8_t readers;
 } Block;
