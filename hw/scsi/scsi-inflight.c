@@ -48,9 +48,18 @@ typedef struct Visit {
 /* In the lane's AioContext */
 static void visit_bh(void *opaque)
 {
-    g_autofree Visit *visit = opaque;
+    Visit *visit = opaque;
 
+    if (visit->lane->busy) {
+        /*
+         * The block layer may run the event loop while it waits for the graph
+         * lock.  Our fn() expects that no handler is half done; come again.
+         */
+        aio_bh_schedule_oneshot(visit->lane->ctx, visit_bh, visit);
+        return;
+    }
     visit->fn(visit->lane, visit->opaque);
+    g_free(visit);
 }
 
 void scsi_lane_visit(SCSILane *lane, SCSILaneFunc *fn, void *opaque)

@@ -361,6 +361,7 @@ static void req_dequeue(SCSIRequest *req)
  */
 int32_t scsi_req_enqueue(SCSIRequest *req)
 {
+    SCSILane *lane = req->lane;
     int32_t len;
 
     assert(!req->retry);
@@ -368,7 +369,9 @@ int32_t scsi_req_enqueue(SCSIRequest *req)
 
     /* The LUN may complete it at once. */
     scsi_req_ref(req);
+    lane->busy++;
     len = req->ops->send_command(req, req->cmd.buf);
+    lane->busy--;
     scsi_req_unref(req);
     return len;
 }
@@ -415,6 +418,7 @@ void scsi_req_move(SCSIRequest *req, AioContext *ctx)
 void scsi_req_continue(SCSIRequest *req)
 {
     const SCSIReqOps *ops = req->ops;
+    SCSILane *lane = req->lane;
     void (*next_step)(SCSIRequest *req) =
         req->cmd.mode == SCSI_XFER_TO_DEV ? ops->write_data : ops->read_data;
 
@@ -422,7 +426,9 @@ void scsi_req_continue(SCSIRequest *req)
         trace_scsi_req_continue_canceled(req->dev->id, req->lun, req->tag);
     } else {
         trace_scsi_req_continue(req->dev->id, req->lun, req->tag);
+        lane->busy++;
         next_step(req);
+        lane->busy--;
     }
 }
 

@@ -211,6 +211,19 @@ static void visit_queue(TmfVisit *visit, VirtIOSCSIQueue *q)
     }
 }
 
+/* Are we in the middle of a handler, because a LUN runs the event loop? */
+static bool visit_is_untimely(const TmfVisit *visit)
+{
+    VirtIOSCSI *s = visit->tmf->creq->dev;
+
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        if (s->queues[i].ctx == visit->ctx && s->queues[i].busy) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* In the visited AioContext */
 static void visit_run(void *opaque)
 {
@@ -218,6 +231,10 @@ static void visit_run(void *opaque)
     VirtIOSCSI *s = visit->tmf->creq->dev;
     bool all_here = visit->ctx == qemu_get_aio_context();
 
+    if (!all_here && visit_is_untimely(visit)) {
+        aio_bh_schedule_oneshot(visit->ctx, visit_run, visit);
+        return;
+    }
     /* If a queue is visited in the main loop, then all of them are. */
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         if (all_here || s->queues[i].ctx == visit->ctx) {

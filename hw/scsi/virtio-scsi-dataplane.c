@@ -227,6 +227,11 @@ static void queue_sync(void *opaque)
     VirtIOSCSIQueue *q = opaque;
     bool wanted = dataplane_wants_kicks(q->dev);
 
+    if (q->sync_bh && q->busy) {
+        /* In the middle of a handler, because a LUN runs the event loop */
+        qemu_bh_schedule(q->sync_bh);
+        return;
+    }
     if (wanted && q->attached) {
         /* A handler may have turned a kick down in between; look again. */
         event_notifier_set(virtio_queue_get_host_notifier(q->vq));
@@ -274,12 +279,42 @@ static void dataplane_sync(VirtIOSCSI *s)
     }
 }
 
+/* A visit from dataplane_visit_queue() */
+typedef struct QueueVisit {
+    VirtIOSCSIQueue *q;
+    QEMUBHFunc *fn;
+} QueueVisit;
+
+static void queue_visit(void *opaque)
+{
+    QueueVisit *visit = opaque;
+    VirtIOSCSIQueue *q = visit->q;
+
+    q->turned_away = q->busy;
+    if (!q->turned_away) {
+        visit->fn(q);
+    }
+}
+
+/*
+ * Call @fn in the AioContext of @q and wait for it.  It isn't called in the
+ * middle of a handler, so none is running at that time.
+ */
+static void dataplane_visit_queue(VirtIOSCSIQueue *q, QEMUBHFunc *fn)
+{
+    QueueVisit visit = { .q = q, .fn = fn };
+
+    do {
+        aio_wait_bh_oneshot(q->ctx, queue_visit, &visit);
+    } while (q->turned_away);
+}
+
 /* The same, but wait for it; no handler is running any more afterwards. */
 static void dataplane_sync_wait(VirtIOSCSI *s)
 {
     dataplane_sync_fixed_queues(s);
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        aio_wait_bh_oneshot(s->queues[i].ctx, queue_sync, &s->queues[i]);
+        dataplane_visit_queue(&s->queues[i], queue_sync);
     }
 }
 
@@ -316,7 +351,7 @@ static void dataplane_quiesce(VirtIOSCSI *s, bool in_main_loop)
             if (in_main_loop) {
                 queue_count_active(q);
             } else {
-                aio_wait_bh_oneshot(q->ctx, queue_count_active, q);
+                dataplane_visit_queue(q, queue_count_active);
             }
             active += q->active;
         }

@@ -60,7 +60,9 @@ struct VirtIOSCSIQueue {
     bool attached;              /* the host notifier */
 
     /* Only the owner, see VirtIOSCSIMode */
+    unsigned busy;              /* handlers that haven't returned */
     unsigned active;            /* an answer to dataplane_quiesce() */
+    bool turned_away;           /* an answer to dataplane_visit_queue() */
     QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
 } QEMU_ALIGNED(64);
 

@@ -388,6 +388,7 @@ static void queue_run(VirtIOSCSIQueue *q)
     bool ok;
 
     /* Submit all to the host kernel at once, and interrupt the guest once. */
+    q->busy++;
     defer_call_begin();
     do {
         if (switch_kicks) {
@@ -400,6 +401,7 @@ static void queue_run(VirtIOSCSIQueue *q)
         /* The guest may have added more just before kicks were on again. */
     } while (ok && !virtio_queue_empty(q->vq));
     defer_call_end();
+    q->busy--;
 }
 
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)

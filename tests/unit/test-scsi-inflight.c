@@ -172,6 +172,66 @@ static void test_visit_waits_for_handlers(void)
 }
 
 /*
+ * A handler that is inside a LUN runs the event loop.  Visits must not find it
+ * half done.
+ */
+typedef struct Nested {
+    SCSILane *lane;
+    bool running;       /* atomic */
+    bool under_way;     /* atomic; the visit */
+    unsigned visits;
+    bool ended;
+} Nested;
+
+static void run_event_loop(void *opaque)
+{
+    Nested *n = opaque;
+
+    n->lane->busy++;
+    qatomic_set(&n->running, true);
+    while (!qatomic_read(&n->under_way)) {
+        aio_poll(n->lane->ctx, false);
+    }
+    for (unsigned i = 0; i < 100; i++) {
+        aio_poll(n->lane->ctx, false);
+        g_assert_cmpuint(n->visits, ==, 0);
+    }
+    n->lane->busy--;
+    n->ended = true;
+}
+
+static void visit_nested(SCSILane *lane, void *opaque)
+{
+    Nested *n = opaque;
+
+    if (lane == n->lane) {
+        g_assert_true(n->ended);
+        g_assert_cmpuint(n->visits++, ==, 0);
+    } else if (lane->ctx == qemu_get_aio_context()) {
+        /* Our own lane comes last: the others have been sent for. */
+        qatomic_set(&n->under_way, true);
+    }
+}
+
+static void test_visit_not_nested(void)
+{
+    SCSIInflight f;
+
+    set_up(&f);
+    for (unsigned i = 0; i < ROUNDS / 10; i++) {
+        Nested n = { .lane = &f.lanes[1] };
+
+        aio_bh_schedule_oneshot(contexts[1], run_event_loop, &n);
+        while (!qatomic_read(&n.running)) {
+            g_thread_yield();
+        }
+        scsi_inflight_visit_wait(&f, visit_nested, &n);
+        g_assert_cmpuint(n.visits, ==, 1);
+    }
+    tear_down(&f);
+}
+
+/*
  * Requests come and go in all lanes, while the main loop purges all of them
  * again and again.  No list has a lock.
  */
@@ -274,6 +334,7 @@ int main(int argc, char **argv)
     g_test_add_func("/scsi-inflight/visit-one", test_visit_one);
     g_test_add_func("/scsi-inflight/visit-waits-for-handlers",
                     test_visit_waits_for_handlers);
+    g_test_add_func("/scsi-inflight/visit-not-nested", test_visit_not_nested);
     g_test_add_func("/scsi-inflight/purge-race", test_purge_race);
     return g_test_run();
 }

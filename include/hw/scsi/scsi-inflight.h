@@ -33,6 +33,7 @@ typedef struct SCSILane {
     SCSIRequestList requests;   /* in the order of scsi_req_enqueue() */
     unsigned live;              /* requests that exist, enqueued or not */
     unsigned cancelling;        /* those that I/O is being cancelled for */
+    unsigned busy;              /* calls into the LUN that haven't returned */
     void *pin;                  /* keeps the LUN for these, see scsi-req.c */
 } QEMU_ALIGNED(64) SCSILane;
 
@@ -44,7 +45,10 @@ typedef struct SCSIInflight {
     SCSILane *lanes;
 } SCSIInflight;
 
-/** SCSILaneFunc: called in the AioContext of @lane */
+/**
+ * SCSILaneFunc: called in the AioContext of @lane, never in the middle of a
+ * call into the LUN, even if the LUN runs the event loop there
+ */
 typedef void SCSILaneFunc(SCSILane *lane, void *opaque);
 
 /**
