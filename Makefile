@@ -14,8 +14,8 @@ unexport MAKEFLAGS MFLAGS
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help build stock install run check check-style base deps clean \
-        distclean
+.PHONY: help build stock install run check check-style check-tsan check-asan \
+        check-guest base deps clean distclean
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -54,6 +54,25 @@ check: build stock ## all tests, ours and the base's that touch this code
 	@scripts/build-qemu tests
 	@scripts/check
 
+check-tsan: sanitizer-deps build ## stress under ThreadSanitizer, ours and stock: no race in our files
+	@scripts/build-qemu load
+	@scripts/build-qemu tsan
+	@scripts/build-qemu stock-tsan
+	@scripts/check-sanitizer tsan
+
+check-asan: sanitizer-deps build ## stress under AddressSanitizer and UBSan, with leak check
+	@scripts/build-qemu load
+	@scripts/build-qemu asan
+	@scripts/check-sanitizer asan
+
+.PHONY: sanitizer-deps
+sanitizer-deps:
+	@scripts/deps sanitizers
+
+check-guest: build stock ## iscsi-test-cu and sg3_utils in a guest, ours compared with stock
+	@scripts/deps run
+	@scripts/check-guest
+
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
 	@scripts/deps style
 	@scripts/check-style
@@ -66,6 +85,7 @@ deps: ## install the packages the build needs (only the missing ones)
 
 clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \
+	    build/tsan build/stock-tsan build/asan \
 	    build/check build/qemu-* build/*.log build/.[a-z]*
 
 distclean: ## delete build/ altogether
