@@ -217,8 +217,8 @@ static bool visit_is_untimely(const TmfVisit *visit)
     VirtIOSCSI *s = visit->tmf->creq->dev;
 
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        if (s->queues[i].ctx == visit->ctx && s->queues[i].busy) {
-            return true;
+        if (s->queues[i].ctx == visit->ctx) {
+            return s->queues[i].leader->busy;
         }
     }
     return false;

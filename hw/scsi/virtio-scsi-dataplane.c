@@ -88,7 +88,11 @@ static void dataplane_create_queues(VirtIOSCSI *s, AioContext **by_queue)
             .dev = s,
             .index = i,
             .ctx = by_queue ? by_queue[i] : qemu_get_aio_context(),
+            .leader = s->queues,
         };
+        while (q->leader->ctx != q->ctx) {
+            q->leader++;
+        }
         QTAILQ_INIT(&q->in_flight);
         if (by_queue) {
             /*
@@ -192,6 +196,15 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
     g_assert_not_reached();
 }
 
+bool virtio_scsi_put_off(VirtIOSCSIQueue *q)
+{
+    if (qatomic_read(&q->dev->mode) != VIRTIO_SCSI_STARTED) {
+        return false; /* nobody would call us again */
+    }
+    event_notifier_set(virtio_queue_get_host_notifier(q->vq));
+    return true;
+}
+
 void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
 {
     VirtIODevice *vdev = (VirtIODevice *)s; /* no cast at run time: hot path */
@@ -227,7 +240,7 @@ static void queue_sync(void *opaque)
     VirtIOSCSIQueue *q = opaque;
     bool wanted = dataplane_wants_kicks(q->dev);
 
-    if (q->sync_bh && q->busy) {
+    if (q->sync_bh && q->leader->busy) {
         /* In the middle of a handler, because a LUN runs the event loop */
         qemu_bh_schedule(q->sync_bh);
         return;
@@ -290,7 +303,7 @@ static void queue_visit(void *opaque)
     QueueVisit *visit = opaque;
     VirtIOSCSIQueue *q = visit->q;
 
-    q->turned_away = q->busy;
+    q->turned_away = q->leader->busy;
     if (!q->turned_away) {
         visit->fn(q);
     }

@@ -55,12 +55,13 @@ struct VirtIOSCSIQueue {
     AioContext *ctx;            /* the owner while the mode is STARTED */
     QEMUBH *sync_bh;            /* in ctx: attach or detach; NULL: main loop */
     unsigned index;             /* 0-based over the request queues */
+    VirtIOSCSIQueue *leader;    /* the first queue with the same ctx */
 
     /* Only in ctx */
     bool attached;              /* the host notifier */
 
     /* Only the owner, see VirtIOSCSIMode */
-    unsigned busy;              /* handlers that haven't returned */
+    unsigned busy;              /* leader: a handler hasn't returned yet */
     unsigned active;            /* an answer to dataplane_quiesce() */
     bool turned_away;           /* an answer to dataplane_visit_queue() */
     QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
@@ -184,6 +185,17 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s);
  * Send the guest an interrupt if it wants one.  Context: the owner of @vq.
  */
 void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq);
+
+/**
+ * virtio_scsi_put_off:
+ * @q: a request queue whose handler was called at a bad time
+ *
+ * Have the handler called again.
+ *
+ * Context: the owner of @q.
+ * Returns: false if that isn't possible.
+ */
+bool virtio_scsi_put_off(VirtIOSCSIQueue *q);
 
 /**
  * virtio_scsi_queues_in_main_loop:

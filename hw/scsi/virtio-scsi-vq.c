@@ -388,7 +388,7 @@ static void queue_run(VirtIOSCSIQueue *q)
     bool ok;
 
     /* Submit all to the host kernel at once, and interrupt the guest once. */
-    q->busy++;
+    q->leader->busy++;
     defer_call_begin();
     do {
         if (switch_kicks) {
@@ -401,17 +401,26 @@ static void queue_run(VirtIOSCSIQueue *q)
         /* The guest may have added more just before kicks were on again. */
     } while (ok && !virtio_queue_empty(q->vq));
     defer_call_end();
-    q->busy--;
+    q->leader->busy--;
 }
 
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
 {
     VirtIOSCSI *s = (VirtIOSCSI *)vdev; /* no cast at run time: hot path */
     unsigned n = virtio_get_queue_index(vq) - VIRTIO_SCSI_VQ_NUM_FIXED;
+    VirtIOSCSIQueue *q = &s->queues[n];
 
-    if (virtio_scsi_kick_is_ours(s)) {
-        queue_run(&s->queues[n]);
+    if (!virtio_scsi_kick_is_ours(s)) {
+        return;
     }
+    /*
+     * A LUN runs the event loop while somebody changes the block graph.  It is
+     * no time to begin with another command.
+     */
+    if (q->leader->busy && virtio_scsi_put_off(q)) {
+        return;
+    }
+    queue_run(q);
 }
 
 /*
