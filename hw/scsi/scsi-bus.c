@@ -141,6 +141,22 @@ void scsi_device_drained_end(SCSIDevice *d)
     }
 }
 
+/**
+ * scsi_device_drained_poll:
+ * @d: a LUN that is being drained
+ *
+ * Context: BQL held.
+ * Returns: true if the HBA still submits requests.
+ */
+bool scsi_device_drained_poll(SCSIDevice *d)
+{
+    SCSIBus *bus = scsi_bus_from_device(d);
+
+    GLOBAL_STATE_CODE();
+
+    return bus && bus->info->drained_poll && bus->info->drained_poll(bus);
+}
+
 /*
  * Addresses
  */

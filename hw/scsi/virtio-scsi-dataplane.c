@@ -250,10 +250,14 @@ static void queue_sync(void *opaque)
         event_notifier_set(virtio_queue_get_host_notifier(q->vq));
     } else if (wanted) {
         q->attached = true;
+        qatomic_inc(&q->dev->num_attached);
         virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
     } else if (q->attached) {
         q->attached = false;
         virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
+        /* Read by virtio_scsi_drained_poll() */
+        qatomic_dec(&q->dev->num_attached);
+        aio_wait_kick();
     }
 }
 
@@ -373,8 +377,9 @@ static void dataplane_quiesce(VirtIOSCSI *s, bool in_main_loop)
 
 /*
  * The caller may not be able to wait.  So a handler that is running goes on,
- * and the block layer holds its requests back; no other one begins, because
- * virtio_scsi_kick_is_ours() says no from now on.
+ * and whoever can waits until virtio_scsi_drained_poll() says that it has
+ * ended; no other one begins, because virtio_scsi_kick_is_ours() says no from
+ * now on.
  */
 static void dataplane_set_drained(VirtIOSCSI *s, bool drained)
 {
@@ -392,6 +397,13 @@ void virtio_scsi_drained_begin(SCSIBus *bus)
 void virtio_scsi_drained_end(SCSIBus *bus)
 {
     dataplane_set_drained(container_of(bus, VirtIOSCSI, bus), false);
+}
+
+bool virtio_scsi_drained_poll(SCSIBus *bus)
+{
+    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
+
+    return s->drained && qatomic_load_acquire(&s->num_attached) > 0;
 }
 
 /*

@@ -165,6 +165,15 @@ void virtio_scsi_drained_begin(SCSIBus *bus);
 void virtio_scsi_drained_end(SCSIBus *bus);
 
 /**
+ * virtio_scsi_drained_poll:
+ * @bus: bus of a #VirtIOSCSI
+ *
+ * Context: main loop, BQL held.
+ * Returns: true if a handler may still run although the bus is drained.
+ */
+bool virtio_scsi_drained_poll(SCSIBus *bus);
+
+/**
  * virtio_scsi_kick_is_ours:
  * @s: the device
  *

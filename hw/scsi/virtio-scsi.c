@@ -221,6 +221,7 @@ static const SCSIBusInfo virtio_scsi_bus_info = {
     .change         = virtio_scsi_lun_changed,
     .drained_begin  = virtio_scsi_drained_begin,
     .drained_end    = virtio_scsi_drained_end,
+    .drained_poll   = virtio_scsi_drained_poll,
 };
 
 /*
