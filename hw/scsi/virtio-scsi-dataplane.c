@@ -234,6 +234,22 @@ static bool dataplane_wants_kicks(VirtIOSCSI *s)
            !qatomic_read(&s->drained);
 }
 
+/* Does a drain have to wait for @q?  Context: the queue's AioContext */
+static void queue_set_counted(VirtIOSCSIQueue *q, bool counted)
+{
+    if (q->counted == counted) {
+        return;
+    }
+    q->counted = counted;
+    /* Read by virtio_scsi_drained_poll() */
+    if (counted) {
+        qatomic_inc(&q->dev->num_active);
+    } else {
+        qatomic_dec(&q->dev->num_active);
+        aio_wait_kick();
+    }
+}
+
 /* Context: the queue's AioContext */
 static void queue_sync(void *opaque)
 {
@@ -241,7 +257,11 @@ static void queue_sync(void *opaque)
     bool wanted = dataplane_wants_kicks(q->dev);
 
     if (q->sync_bh && q->leader->busy) {
-        /* In the middle of a handler, because a LUN runs the event loop */
+        /*
+         * In the middle of a handler, because a LUN runs the event loop.  It
+         * waits for the graph lock; whoever has that must not wait for it.
+         */
+        queue_set_counted(q, q->counted && wanted);
         qemu_bh_schedule(q->sync_bh);
         return;
     }
@@ -250,14 +270,12 @@ static void queue_sync(void *opaque)
         event_notifier_set(virtio_queue_get_host_notifier(q->vq));
     } else if (wanted) {
         q->attached = true;
-        qatomic_inc(&q->dev->num_attached);
+        queue_set_counted(q, true);
         virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
     } else if (q->attached) {
         q->attached = false;
         virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
-        /* Read by virtio_scsi_drained_poll() */
-        qatomic_dec(&q->dev->num_attached);
-        aio_wait_kick();
+        queue_set_counted(q, false);
     }
 }
 
@@ -329,7 +347,11 @@ static void dataplane_visit_queue(VirtIOSCSIQueue *q, QEMUBHFunc *fn)
 /* The same, but wait for it; no handler is running any more afterwards. */
 static void dataplane_sync_wait(VirtIOSCSI *s)
 {
-    dataplane_sync_fixed_queues(s);
+    /*
+     * All at once first: while we wait for one queue, a block job may begin a
+     * drain, and wait for the others.
+     */
+    dataplane_sync(s);
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         dataplane_visit_queue(&s->queues[i], queue_sync);
     }
@@ -403,7 +425,7 @@ bool virtio_scsi_drained_poll(SCSIBus *bus)
 {
     VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
 
-    return s->drained && qatomic_load_acquire(&s->num_attached) > 0;
+    return s->drained && qatomic_load_acquire(&s->num_active) > 0;
 }
 
 /*

@@ -59,6 +59,7 @@ struct VirtIOSCSIQueue {
 
     /* Only in ctx */
     bool attached;              /* the host notifier */
+    bool counted;               /* in num_active, see queue_set_counted() */
 
     /* Only the owner, see VirtIOSCSIMode */
     unsigned busy;              /* leader: a handler hasn't returned yet */

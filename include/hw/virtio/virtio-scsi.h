@@ -136,7 +136,7 @@ struct VirtIOSCSI {
     /* Written under the BQL, read from any thread; see VirtIOSCSIMode */
     VirtIOSCSIMode mode;
     bool drained;               /* leave requests in the rings for now */
-    unsigned num_attached;      /* queues with attached set; atomic */
+    unsigned num_active;        /* queues with counted set; atomic */
     unsigned resetting;         /* resets of LUNs or of all under way */
 
     /* Main loop only */
