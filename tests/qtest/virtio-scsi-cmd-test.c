@@ -39,28 +39,14 @@ static uint8_t *image;
  * Virtual machine
  */
 
-static void fill_pattern(void *buf, uint32_t lba, unsigned blocks,
-                         uint32_t seed)
-{
-    for (unsigned i = 0; i < blocks * (BLOCK / 8); i++) {
-        stq_le_p((uint8_t *)buf + 8 * i,
-                 (uint64_t)(lba + i / (BLOCK / 8)) << 40 |
-                 (uint64_t)seed << 8 | i % (BLOCK / 8));
-    }
-}
-
-/* QEMU opens it by its number in this process, so it is never left behind. */
 static char *make_image(void)
 {
-    g_autofree char *path = NULL;
+    char *path = mq_open_unnamed(&file_fd);
 
     image = g_malloc(2 * LUN_BYTES);
-    fill_pattern(image, 0, LUN_BLOCKS, 0);
-    file_fd = g_file_open_tmp("cmd-test.XXXXXX", &path, NULL);
-    g_assert_cmpint(file_fd, >=, 0);
-    g_assert_cmpint(unlink(path), ==, 0);
+    mq_fill_pattern(image, 0, LUN_BLOCKS, 0);
     g_assert_cmpint(pwrite(file_fd, image, LUN_BYTES, 0), ==, LUN_BYTES);
-    return g_strdup_printf("/proc/%d/fd/%d", (int)getpid(), file_fd);
+    return path;
 }
 
 /* All JSON: plain -device options would be created before JSON ones. */
@@ -343,7 +329,7 @@ static void long_write(MqDev *d, uint8_t opcode, uint32_t lba, unsigned blocks,
     MqCmd cmd = make_rw(opcode, lba, blocks);
     Answer a;
 
-    fill_pattern(data, lba, DATA_MAX / BLOCK, ++seed);
+    mq_fill_pattern(data, lba, DATA_MAX / BLOCK, ++seed);
     cmd.out = data;
     cmd.out_len = blocks * BLOCK + extra;
     run(next_queue(d), &cmd, &a);
@@ -421,7 +407,7 @@ static void all_short_buffers(MqDev *d)
     static const uint16_t lens[] = { 0, 1, 511, 512, 1000, 1023 };
     g_autofree uint8_t *data = g_malloc(DATA_MAX);
 
-    fill_pattern(data, 0, DATA_MAX / BLOCK, 0xbad);
+    mq_fill_pattern(data, 0, DATA_MAX / BLOCK, 0xbad);
     for (unsigned l = 0; l < ARRAY_SIZE(lens); l++) {
         for (unsigned i = 0; i < ARRAY_SIZE(reads); i++) {
             MqCmd cmd = make_rw(reads[i], place(l, 2), 2);
@@ -538,7 +524,7 @@ static void long_write_same(MqDev *d, uint8_t opcode, uint32_t lba,
     static uint32_t seed = 1000000;
     uint8_t block[BLOCK];
 
-    fill_pattern(block, lba, 1, ++seed);
+    mq_fill_pattern(block, lba, 1, ++seed);
     long_list(d, make_rw(opcode, lba, blocks), block, sizeof(block), extra);
     for (unsigned i = 0; i < blocks; i++) {
         memcpy(image + (lba + i) * BLOCK, block, BLOCK);

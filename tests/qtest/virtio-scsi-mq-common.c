@@ -899,3 +899,27 @@ uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
     mq_release(slot);
     return response;
 }
+
+/*
+ * Data
+ */
+
+char *mq_open_unnamed(int *fd)
+{
+    g_autofree char *path = NULL;
+
+    *fd = g_file_open_tmp("mq-test.XXXXXX", &path, NULL);
+    g_assert_cmpint(*fd, >=, 0);
+    g_assert_cmpint(unlink(path), ==, 0);
+    return g_strdup_printf("/proc/%d/fd/%d", (int)getpid(), *fd);
+}
+
+void mq_fill_pattern(void *buf, uint32_t lba, unsigned blocks, uint32_t seed)
+{
+    for (unsigned i = 0; i < blocks * 512 / 8; i++) {
+        uint32_t block = lba + i / 64;
+
+        stq_le_p((uint8_t *)buf + i * 8,
+                 (uint64_t)block << 32 | (seed * 0x9e3779b1u + i % 64));
+    }
+}

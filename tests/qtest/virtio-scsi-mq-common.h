@@ -169,4 +169,13 @@ uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
 /* A wait loop: while (!cond) { mq_pause(&start, "what"); } */
 void mq_pause(gint64 *start, const char *what);
 
+/*
+ * A file without a name, so it is never left behind; returns the path by which
+ * QEMU opens it, for g_free().
+ */
+char *mq_open_unnamed(int *fd);
+
+/* Blocks of 512 bytes that all differ, by LBA and @seed */
+void mq_fill_pattern(void *buf, uint32_t lba, unsigned blocks, uint32_t seed);
+
 #endif

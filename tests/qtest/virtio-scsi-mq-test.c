@@ -64,24 +64,10 @@ static int lun_fd[8];
  * Command line
  */
 
-/*
- * A file that QEMU opens by its number in this process: it isn't left behind,
- * however the test ends.
- */
-static char *open_unnamed(int *fd)
-{
-    g_autofree char *path = NULL;
-
-    *fd = g_file_open_tmp("mq-test.XXXXXX", &path, NULL);
-    g_assert_cmpint(*fd, >=, 0);
-    g_assert_cmpint(unlink(path), ==, 0);
-    return g_strdup_printf("/proc/%d/fd/%d", (int)getpid(), *fd);
-}
-
 static void add_backend(GString *cmd, const MqConfig *cfg, unsigned lun)
 {
     if (cfg->backend == BACKEND_FILE) {
-        g_autofree char *path = open_unnamed(&lun_fd[lun]);
+        g_autofree char *path = mq_open_unnamed(&lun_fd[lun]);
 
         g_assert_cmpint(ftruncate(lun_fd[lun], LUN_BYTES), ==, 0);
         g_string_append_printf(cmd,
@@ -251,23 +237,12 @@ static void check_queue_thread(MqDev *d, Threads *t, unsigned vq,
  * Data: each block carries its own number and a seed
  */
 
-static void fill_pattern(void *buf, uint32_t lba, unsigned blocks,
-                         uint32_t seed)
-{
-    for (unsigned i = 0; i < blocks * 512 / 8; i++) {
-        uint32_t block = lba + i / 64;
-
-        stq_le_p((uint8_t *)buf + i * 8,
-                 (uint64_t)block << 32 | (seed * 0x9e3779b1u + i % 64));
-    }
-}
-
 static void check_pattern(const void *buf, uint32_t lba, unsigned blocks,
                           uint32_t seed)
 {
     g_autofree uint8_t *want = g_malloc(blocks * 512);
 
-    fill_pattern(want, lba, blocks, seed);
+    mq_fill_pattern(want, lba, blocks, seed);
     g_assert_cmpmem(buf, blocks * 512, want, blocks * 512);
 }
 
@@ -305,7 +280,7 @@ static void cross_queue_data(MqDev *d, unsigned lun, uint32_t seed)
         uint32_t lba = i * 64;
         MqCmd cmd;
 
-        fill_pattern(buf, lba, BLOCKS, seed);
+        mq_fill_pattern(buf, lba, BLOCKS, seed);
         cmd = mq_write10(lun, lba, BLOCKS, buf);
         mq_run_good(mq_queue(d, i), &cmd, NULL);
 
@@ -346,7 +321,7 @@ static unsigned fill_queue(MqDev *d, const MqConfig *cfg, unsigned vq,
         MqSlot *slot;
 
         if (write) {
-            fill_pattern(buf, lba, 1, seed);
+            mq_fill_pattern(buf, lba, 1, seed);
             cmd = mq_write10(lun, lba, 1, buf);
         }
         slot = mq_post_cmd(q, &cmd);
@@ -1948,7 +1923,7 @@ static void wait_migrated(QTestState *qts)
 static void migrate(QTestState *from, QTestState *to)
 {
     int fd;
-    g_autofree char *path = open_unnamed(&fd);
+    g_autofree char *path = mq_open_unnamed(&fd);
     g_autofree char *uri = g_strdup_printf("file:%s", path);
 
     qtest_qmp_assert_success(from,
@@ -1981,7 +1956,7 @@ static void post_waiting(WaitingList *list, MqQueue *q, uint16_t lun,
     MqSlot *slot;
 
     if (write) {
-        fill_pattern(buf, lba, 1, SEED_AFTER);
+        mq_fill_pattern(buf, lba, 1, SEED_AFTER);
         cmd = mq_write10(lun, lba, 1, buf);
     }
     slot = mq_post_cmd(q, &cmd);
@@ -2087,14 +2062,14 @@ static void check_migration(QPCIBus *bus, QGuestAllocator *alloc,
                             const int8_t *thread)
 {
     g_autoptr(GString) args = g_string_new(qos_get_current_command_line());
-    g_autofree char *path = open_unnamed(&lun_fd[0]);
+    g_autofree char *path = mq_open_unnamed(&lun_fd[0]);
     uint8_t data[BAD_BLOCKS * 512];
     WaitingList list = { 0 };
     QTestState *to;
     Threads t;
     MqDev *d;
 
-    fill_pattern(data, BAD_LBA, BAD_BLOCKS, SEED_BEFORE);
+    mq_fill_pattern(data, BAD_LBA, BAD_BLOCKS, SEED_BEFORE);
     g_assert_cmpint(ftruncate(lun_fd[0], LUN_BYTES), ==, 0);
     g_assert_cmpint(pwrite(lun_fd[0], data, sizeof(data), BAD_LBA * 512), ==,
                     sizeof(data));
