@@ -1,0 +1,90 @@
+/*
+ * A number for each thread, to keep threads out of each other's cache lines
+ *
+ * What all threads count, or keep a list of, is split into THREAD_SHARDS parts;
+ * each thread changes its own part, and whoever wants to know the whole, which
+ * must be seldom, looks at all of them.
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_THREAD_SHARD_H
+#define QEMU_THREAD_SHARD_H
+
+#include "qemu/atomic.h"
+
+#define THREAD_SHARDS 16
+
+/* Parts of a type that is as big as this don't share a cache line. */
+#define THREAD_SHARD_ALIGN 64
+
+/**
+ * thread_shard:
+ *
+ * Threads get their numbers in turn when they first ask, so up to THREAD_SHARDS
+ * of them have different ones.  More share them; so a part needs a lock or
+ * atomic access, but nobody is likely to wait.
+ *
+ * Context: any thread.
+ * Returns: a number from 0 to THREAD_SHARDS - 1, always the same.
+ */
+unsigned thread_shard(void);
+
+/**
+ * ShardedInFlight: how many requests are in flight
+ *
+ * Both numbers of a part only grow.  One that counted up and down could not be
+ * summed up: while one looks at all parts, a request may end in a thread whose
+ * part is still to come, after it has begun another one in a thread whose part
+ * was already seen; the sum would be 0, though there never were none.
+ */
+typedef struct ShardedInFlight {
+    struct {
+        unsigned long begun;
+        unsigned long ended;
+        uint8_t padding[THREAD_SHARD_ALIGN - 2 * sizeof(unsigned long)];
+    } shard[THREAD_SHARDS];
+} ShardedInFlight;
+
+/** sharded_in_flight_begin: one more. Context: any thread. */
+static inline void sharded_in_flight_begin(ShardedInFlight *f)
+{
+    qatomic_inc(&f->shard[thread_shard()].begun);
+}
+
+/** sharded_in_flight_end: one less. Context: any thread. */
+static inline void sharded_in_flight_end(ShardedInFlight *f)
+{
+    /* Pairs with the acquire in sharded_in_flight() */
+    qatomic_inc(&f->shard[thread_shard()].ended);
+}
+
+/**
+ * sharded_in_flight:
+ * @f: all zero in the beginning
+ *
+ * Context: any thread.
+ * Returns: about how many there are; 0 if there was a moment, during the call,
+ * with none.  What these requests did is visible to the caller then.
+ */
+static inline unsigned long sharded_in_flight(const ShardedInFlight *f)
+{
+    unsigned long left = 0;
+
+    /*
+     * First what has ended, then what had begun.  Take the moment in between:
+     * by then at least as many have ended as were read, and at most as many
+     * have begun as will be read.  If these are equal, so were those.
+     */
+    for (unsigned i = 0; i < THREAD_SHARDS; i++) {
+        left -= qatomic_load_acquire(&f->shard[i].ended);
+    }
+    for (unsigned i = 0; i < THREAD_SHARDS; i++) {
+        left += qatomic_read(&f->shard[i].begun);
+    }
+    return left;
+}
+
+#endif /* QEMU_THREAD_SHARD_H */
