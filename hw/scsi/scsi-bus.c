@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
+#include "qemu/memalign.h"
 #include "qemu/module.h"
 #include "qemu/rcu.h"
 #include "hw/qdev-properties.h"
@@ -22,6 +23,9 @@
 
 /* The value of an address property that is not set */
 #define ANY UINT32_MAX
+
+/* Room for the requests of all kinds of device */
+#define REQ_BLOCK_SIZE 704
 
 /*
  * Unit attention conditions
@@ -340,19 +344,34 @@ static void scsi_device_class_init(ObjectClass *klass, void *data)
  * Buses
  */
 
+static void bus_free_contexts(SCSIBus *bus)
+{
+    for (unsigned i = 0; i < bus->num_contexts; i++) {
+        scsi_pool_clear(&bus->pools[i]);
+    }
+    g_clear_pointer(&bus->pools, qemu_vfree);
+    g_clear_pointer(&bus->contexts, g_free);
+    bus->num_contexts = 0;
+}
+
 void scsi_bus_set_contexts(SCSIBus *bus, AioContext *const *contexts,
                            unsigned num)
 {
     GLOBAL_STATE_CODE();
     assert(QTAILQ_EMPTY(&bus->qbus.children));
 
-    g_free(bus->contexts);
-    bus->contexts = g_new(AioContext *, num + 1);
+    bus_free_contexts(bus);
+    bus->num_contexts = num + 1;
+    bus->contexts = g_new(AioContext *, bus->num_contexts);
     bus->contexts[0] = qemu_get_aio_context();
     for (unsigned i = 0; i < num; i++) {
         bus->contexts[i + 1] = contexts[i];
     }
-    bus->num_contexts = num + 1;
+    bus->pools = qemu_memalign(__alignof__(SCSIPool),
+                               bus->num_contexts * sizeof(SCSIPool));
+    for (unsigned i = 0; i < bus->num_contexts; i++) {
+        scsi_pool_init(&bus->pools[i], REQ_BLOCK_SIZE);
+    }
 }
 
 void scsi_bus_init_named(SCSIBus *bus, size_t bus_size, DeviceState *host,
@@ -380,7 +399,7 @@ static void scsi_bus_finalize(Object *obj)
         assert(bus->luns->num == 0);
         g_free_rcu(bus->luns, rcu);
     }
-    g_free(bus->contexts);
+    bus_free_contexts(bus);
     scsi_attention_destroy(&bus->attention);
 }
 

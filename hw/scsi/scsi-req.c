@@ -78,6 +78,11 @@ int scsi_bus_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
  * Create and free
  */
 
+static SCSIPool *req_pool(SCSIBus *bus, SCSIDevice *d, const SCSILane *lane)
+{
+    return &bus->pools[lane - d->inflight.lanes];
+}
+
 /**
  * scsi_req_alloc:
  * @ops: what the request does; ops->size bytes are allocated
@@ -97,10 +102,11 @@ SCSIRequest *scsi_req_alloc(const SCSIReqOps *ops, SCSIDevice *d,
     /* The sense buffer is big, and most commands never look at it. */
     const size_t tail = offsetof(SCSIRequest, sense) + SCSI_SENSE_BUF_SIZE;
     SCSILane *lane = scsi_inflight_lane_here(&d->inflight);
-    SCSIRequest *req = g_malloc(ops->size);
+    SCSIBus *bus = scsi_bus_from_device(d);
+    SCSIRequest *req = scsi_pool_get(req_pool(bus, d, lane), ops->size);
 
     memset((uint8_t *)req + tail, 0, ops->size - tail);
-    req->bus = scsi_bus_from_device(d);
+    req->bus = bus;
     req->dev = d;
     req->ops = ops;
     req->lane = lane;
@@ -165,7 +171,7 @@ static void req_free(SCSIRequest *req)
     if (req->ops->free_req) {
         req->ops->free_req(req);
     }
-    g_free(req);
+    scsi_pool_put(req_pool(req->bus, req->dev, lane), req, req->ops->size);
 
     if (--lane->live == 0 && unlikely(lane->pin)) {
         aio_bh_schedule_oneshot(qemu_get_aio_context(), pin_release,
@@ -329,7 +335,11 @@ void scsi_req_launch(SCSIRequest *req)
 
     assert(!req->enqueued);
     scsi_req_ref(req);
-    req->sg = info->get_sg_list ? info->get_sg_list(req) : NULL;
+    if (info->get_iov) {
+        req->iov = info->get_iov(req, req->cmd.xfer);
+    } else if (info->get_sg_list) {
+        req->sg = info->get_sg_list(req);
+    }
     if (req->sg) {
         sg_truncate(req->sg, req->cmd.xfer);
     }
@@ -432,18 +442,40 @@ void scsi_req_continue(SCSIRequest *req)
     }
 }
 
-/* The LUN's buffer against guest memory, all in one go */
-static void req_transfer_sg(SCSIRequest *req, int len)
+static void req_transfer_sg(SCSIRequest *req, uint8_t *buf, int len)
 {
     const MemTxAttrs attrs = MEMTXATTRS_UNSPECIFIED;
-    uint8_t *buf = scsi_req_get_buf(req);
 
-    assert(!req->dma_started);
-    req->dma_started = true;
     if (req->cmd.mode == SCSI_XFER_TO_DEV) {
         dma_buf_write(buf, len, &req->residual, req->sg, attrs);
     } else {
         dma_buf_read(buf, len, &req->residual, req->sg, attrs);
+    }
+}
+
+static void req_transfer_iov(SCSIRequest *req, uint8_t *buf, int len)
+{
+    size_t moved;
+
+    if (req->cmd.mode == SCSI_XFER_TO_DEV) {
+        moved = qemu_iovec_to_buf(req->iov, 0, buf, len);
+    } else {
+        moved = qemu_iovec_from_buf(req->iov, 0, buf, len);
+    }
+    req->residual = req->iov->size - moved;
+}
+
+/* The LUN's buffer against guest memory, all in one go */
+static void req_transfer_all(SCSIRequest *req, int len)
+{
+    uint8_t *buf = scsi_req_get_buf(req);
+
+    assert(!req->dma_started);
+    req->dma_started = true;
+    if (req->iov) {
+        req_transfer_iov(req, buf, len);
+    } else {
+        req_transfer_sg(req, buf, len);
     }
     scsi_req_continue(req);
 }
@@ -471,8 +503,8 @@ void scsi_req_data(SCSIRequest *req, int len)
         trace_scsi_req_data_canceled(req->dev->id, req->lun, req->tag, len);
     } else {
         trace_scsi_req_data(req->dev->id, req->lun, req->tag, len);
-        if (req->sg) {
-            req_transfer_sg(req, len);
+        if (req->sg || req->iov) {
+            req_transfer_all(req, len);
         } else {
             req_transfer_by_hba(req, len);
         }
@@ -625,16 +657,41 @@ void scsi_req_complete_failed(SCSIRequest *req, int host_status)
  * Cancel
  */
 
+static bool req_has_io(const SCSIRequest *req)
+{
+    return req->aiocb || req->co_running;
+}
+
+/* Ask the block layer; there is no way to hurry a coroutine. */
+static void req_cancel_io(SCSIRequest *req)
+{
+    if (req->aiocb) {
+        blk_aio_cancel_async(req->aiocb);
+    }
+}
+
+static void req_wait_io(SCSIRequest *req)
+{
+    scsi_req_ref(req);
+    if (req->aiocb) {
+        blk_aio_cancel(req->aiocb);
+    }
+    while (req->co_running) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    scsi_req_unref(req);
+}
+
 /* The request lives until scsi_req_cancel_complete(). */
-static void req_cancel(SCSIRequest *req, void (*cancel_io)(BlockAIOCB *acb))
+static void req_cancel(SCSIRequest *req, void (*stop_io)(SCSIRequest *req))
 {
     scsi_req_ref(req);
     req_dequeue(req);
     req->io_canceled = true;
     req->lane->cancelling++;
-    if (req->aiocb) {
+    if (req_has_io(req)) {
         /* The device calls us back. */
-        cancel_io(req->aiocb);
+        stop_io(req);
     } else {
         scsi_req_cancel_complete(req);
     }
@@ -668,10 +725,10 @@ void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
         notifier_list_add(&req->cancel_notifiers, notifier);
     }
     if (!req->io_canceled) {
-        req_cancel(req, blk_aio_cancel_async);
+        req_cancel(req, req_cancel_io);
     } else {
         /* It is under way, and its end will notify this one, too. */
-        assert(req->aiocb);
+        assert(req_has_io(req));
     }
 }
 
@@ -688,7 +745,7 @@ void scsi_req_cancel(SCSIRequest *req)
 {
     trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
     if (req->enqueued) {
-        req_cancel(req, blk_aio_cancel);
+        req_cancel(req, req_wait_io);
     }
 }
 
@@ -786,7 +843,7 @@ static void req_restart(SCSIRequest *req)
         scsi_req_enqueue(req);
     } else {
         req->retry = false;
-        if (req->sg && !req->dma_started) {
+        if ((req->sg || req->iov) && !req->dma_started) {
             /* The LUN moves all of it once more, and counts that. */
             req->residual = req->cmd.xfer;
         }

@@ -93,7 +93,6 @@ static void dataplane_create_queues(VirtIOSCSI *s, AioContext **by_queue)
         while (q->leader->ctx != q->ctx) {
             q->leader++;
         }
-        QTAILQ_INIT(&q->in_flight);
         if (by_queue) {
             /*
              * No reentrancy guard: there is one for the whole device, it is
@@ -256,6 +255,11 @@ static void queue_sync(void *opaque)
     VirtIOSCSIQueue *q = opaque;
     bool wanted = dataplane_wants_kicks(q->dev);
 
+    if (wanted) {
+        /* A queue that has nothing to do must not keep unplugged memory. */
+        virtio_ram_refresh(&q->ram);
+    }
+
     if (q->sync_bh && q->leader->busy) {
         /*
          * In the middle of a handler, because a LUN runs the event loop.  It
@@ -311,6 +315,16 @@ static void dataplane_sync(VirtIOSCSI *s)
         } else {
             queue_sync(q);
         }
+    }
+}
+
+/* The guest's memory has changed. */
+static void dataplane_ram_changed(VirtIORam *ram)
+{
+    VirtIOSCSI *s = container_of(ram, VirtIOSCSI, ram);
+
+    if (s->mode == VIRTIO_SCSI_STARTED) {
+        dataplane_sync(s);
     }
 }
 
@@ -545,6 +559,7 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     dataplane_quiesce(s, true);
     virtio_scsi_ctrl_settle(s);
     dataplane_rehome_queues(s, false);
+    virtio_ram_start(&s->ram, vdev->dma_as, dataplane_ram_changed);
 
     qatomic_set(&s->mode, VIRTIO_SCSI_STARTED);
     dataplane_sync(s);
@@ -574,6 +589,10 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
 
     /* No other thread has anything to do with our virtqueues from here on. */
     dataplane_rehome_queues(s, true);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        virtio_ram_drop(&s->queues[i].ram);
+    }
+    virtio_ram_stop(&s->ram);
     dataplane_clear_host_notifiers(s, dataplane_total_queues(s));
     dataplane_set_guest_notifiers(s, false);
     qatomic_set(&s->mode, VIRTIO_SCSI_STOPPED);

@@ -16,8 +16,8 @@
 #define HW_SCSI_VIRTIO_SCSI_INTERNAL_H
 
 #include "hw/virtio/virtio-scsi.h"
+#include "qemu/iov.h"
 #include "qemu/queue.h"
-#include "system/dma.h"
 
 /* What the driver may ask for in configuration space */
 #define VIRTIO_SCSI_MAX_CDB_SIZE    255
@@ -31,14 +31,23 @@
  */
 typedef struct VirtIOSCSIReq {
     VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
+    size_t size;                /* of the allocation */
+    VirtIORamPin *pin;          /* keeps the buffers' memory; may be NULL */
+
+    /* From here on cleared for each command */
     VirtIOSCSIQueue *queue;
     SCSIRequest *sreq;          /* holds a reference */
     QTAILQ_ENTRY(VirtIOSCSIReq) next;
 
-    QEMUSGList data;            /* data-out or data-in, without the headers */
-    enum SCSIXferMode mode;     /* direction of @data */
-    size_t data_size;           /* of all of @data; the bus may truncate it */
-    size_t data_in;             /* bytes of @data that have been written */
+    /* Data-out or data-in: what @data has behind @data_skip bytes */
+    struct iovec *data;         /* part of @elem */
+    unsigned data_num;
+    size_t data_skip;
+    size_t data_size;
+    enum SCSIXferMode mode;     /* their direction */
+    QEMUIOVector iov;           /* as many of them as the CDB asks for */
+    struct iovec *own_iov;      /* allocated for @iov; may be NULL */
+    size_t data_in;             /* bytes that have been written */
     uint32_t sense_size;        /* what the driver has room for */
     bool aborted;               /* by a task management function */
     bool overrun;               /* the CDB asks for more than @data has */
@@ -65,6 +74,9 @@ struct VirtIOSCSIQueue {
     unsigned busy;              /* leader: a handler hasn't returned yet */
     unsigned active;            /* an answer to dataplane_quiesce() */
     bool turned_away;           /* an answer to dataplane_visit_queue() */
+    unsigned filled;            /* used elements that the guest can't see yet */
+    VirtIORamView ram;
+    SCSIPool pool;              /* for VirtIOSCSIReq */
     QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
 } QEMU_ALIGNED(64);
 
@@ -218,6 +230,17 @@ bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s);
 
 /* virtio-scsi-vq.c */
 
+/**
+ * virtio_scsi_queue_init:
+ * @q: a request queue whose dev and vq are set
+ *
+ * Context: BQL held.
+ */
+void virtio_scsi_queue_init(VirtIOSCSIQueue *q);
+
+/** virtio_scsi_queue_cleanup: it is empty. Context: BQL held. */
+void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q);
+
 /** virtio_scsi_handle_cmd: a kick of a request queue. Context: its owner. */
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq);
 
@@ -238,7 +261,7 @@ void virtio_scsi_cmd_failed(SCSIRequest *sreq);
 void virtio_scsi_cmd_cancelled(SCSIRequest *sreq);
 int virtio_scsi_cmd_parse_cdb(SCSIDevice *dev, SCSICommand *cmd, uint8_t *buf,
                               size_t buf_len, void *hba_private);
-QEMUSGList *virtio_scsi_cmd_sg_list(SCSIRequest *sreq);
+QEMUIOVector *virtio_scsi_cmd_iov(SCSIRequest *sreq, size_t len);
 
 /* Migration of requests in flight.  Context: BQL held, VM stopped. */
 void virtio_scsi_cmd_save(QEMUFile *f, SCSIRequest *sreq);

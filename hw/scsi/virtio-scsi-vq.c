@@ -35,6 +35,15 @@ typedef struct CmdSizes {
 /* With room for the longest CDB, as sizes aren't known before */
 #define CMD_ALLOC_SIZE (sizeof(VirtIOSCSIReq) + VIRTIO_SCSI_MAX_CDB_SIZE)
 
+/* What a queue keeps for reuse: these, with a usual number of buffers */
+#define CMD_USUAL_BUFFERS 18
+#define CMD_BLOCK_SIZE                                              \
+    ROUND_UP(CMD_ALLOC_SIZE + CMD_USUAL_BUFFERS *                   \
+             (sizeof(hwaddr) + sizeof(struct iovec)), 64)
+
+/* Heads that one visit of a queue takes; there may be others in the thread */
+#define CMD_BATCH 64
+
 static CmdSizes cmd_sizes(VirtIOSCSI *s)
 {
     return (CmdSizes) {
@@ -52,10 +61,41 @@ static size_t cmd_resp_size(const VirtIOSCSIReq *req)
     return sizeof(req->resp) + req->sense_size;
 }
 
-static void cmd_free(VirtIOSCSIReq *req)
+static void cmd_free(VirtIOSCSIReq *req, VirtIOSCSIQueue *q)
 {
-    g_free(req->data.sg);
-    g_free(req);
+    virtio_ram_unpin(req->pin);
+    g_free(req->own_iov);
+    scsi_pool_put(&q->pool, req, req->size);
+}
+
+/* Show the guest what is in the used ring, and interrupt it if it wants. */
+static void queue_flush(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    if (!q->filled) {
+        return;
+    }
+    WITH_RCU_READ_LOCK_GUARD() {
+        virtqueue_flush(q->vq, q->filled);
+    }
+    q->filled = 0;
+    virtio_scsi_notify(q->dev, q->vq);
+}
+
+/* At the end of a batch, at the latest. */
+static void queue_push(VirtIOSCSIQueue *q, const VirtQueueElement *elem,
+                       size_t written)
+{
+    WITH_RCU_READ_LOCK_GUARD() {
+        virtqueue_fill(q->vq, elem, written, q->filled);
+    }
+    q->filled++;
+    if (q->filled == 1) {
+        defer_call(queue_flush, q);
+    } else if (q->filled == CMD_BATCH) {
+        queue_flush(q);
+    }
 }
 
 /* The only place where a command goes back to the guest. */
@@ -70,15 +110,14 @@ static void cmd_finish(VirtIOSCSIReq *req, uint8_t response)
 
     iov_from_buf(req->elem.in_sg, req->elem.in_num, 0, &req->resp,
                  sizeof(req->resp));
-    virtqueue_push(q->vq, &req->elem, written);
-    virtio_scsi_notify(q->dev, q->vq);
+    queue_push(q, &req->elem, written);
 
     if (req->sreq) {
         QTAILQ_REMOVE(&q->in_flight, req, next);
         req->sreq->hba_private = NULL;
         scsi_req_unref(req->sreq);
     }
-    cmd_free(req);
+    cmd_free(req, q);
 }
 
 /* Sense data stands behind the fixed part of the response. */
@@ -146,55 +185,41 @@ void virtio_scsi_cmd_failed(SCSIRequest *sreq)
 void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
 {
     VirtIOSCSIReq *req = sreq->hba_private;
+    VirtIOSCSIQueue *q;
 
     if (!req) {
         return; /* it was completed before it could be cancelled */
     }
+    q = req->queue;
     if (req->overrun) {
         cmd_finish(req, VIRTIO_SCSI_S_OVERRUN);
-    } else if (!req->aborted && qatomic_read(&req->queue->dev->resetting)) {
+    } else if (!req->aborted && qatomic_read(&q->dev->resetting)) {
         cmd_finish(req, VIRTIO_SCSI_S_RESET);
     } else {
         cmd_finish(req, VIRTIO_SCSI_S_ABORTED);
     }
+    /* Before whoever has cancelled it gets to know, and tells the guest */
+    queue_flush(q);
 }
 
 /*
  * Parse
  */
 
-/*
- * The data are what @iov has behind @skip bytes.
- *
- * Not by qemu_sglist_init(): the HBA outlives its requests anyway, and all
- * IOThreads would change its reference count for each of them.
- */
 static void cmd_set_data(VirtIOSCSIReq *req, enum SCSIXferMode mode,
-                         const struct iovec *iov, const hwaddr *addr,
-                         unsigned num, size_t skip)
+                         struct iovec *iov, unsigned num, size_t skip,
+                         size_t size)
 {
-    VirtIODevice *vdev = (VirtIODevice *)req->queue->dev;
-
-    QEMUSGList *data = &req->data;
-
-    req->mode = mode;
-    data->dev = &vdev->parent_obj;
-    data->as = vdev->dma_as;
-    data->sg = g_new(ScatterGatherEntry, num);
-    data->nalloc = num;
-    for (unsigned i = 0; i < num; i++) {
-        size_t head = MIN(skip, iov[i].iov_len);
-
-        skip -= head;
-        if (iov[i].iov_len > head) {
-            data->sg[data->nsg++] = (ScatterGatherEntry) {
-                .base = addr[i] + head,
-                .len = iov[i].iov_len - head,
-            };
-            data->size += iov[i].iov_len - head;
-        }
+    while (skip >= iov->iov_len) {
+        skip -= iov->iov_len;
+        iov++;
+        num--;
     }
-    req->data_size = data->size;
+    req->mode = mode;
+    req->data = iov;
+    req->data_num = num;
+    req->data_skip = skip;
+    req->data_size = size;
 }
 
 /*
@@ -231,19 +256,19 @@ static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
     }
 
     if (out_size > out_skip) {
-        cmd_set_data(req, SCSI_XFER_TO_DEV, elem->out_sg, elem->out_addr,
-                     elem->out_num, out_skip);
+        cmd_set_data(req, SCSI_XFER_TO_DEV, elem->out_sg, elem->out_num,
+                     out_skip, out_size - out_skip);
     } else if (in_size > in_skip) {
-        cmd_set_data(req, SCSI_XFER_FROM_DEV, elem->in_sg, elem->in_addr,
-                     elem->in_num, in_skip);
+        cmd_set_data(req, SCSI_XFER_FROM_DEV, elem->in_sg, elem->in_num,
+                     in_skip, in_size - in_skip);
     }
     return 0;
 }
 
-/* Fill in a @req of which only elem is valid. */
+/* Fill in a @req that was just allocated. */
 static int cmd_parse(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
 {
-    const size_t zero_from = sizeof(req->elem);
+    const size_t zero_from = offsetof(VirtIOSCSIReq, queue);
     const size_t zero_to = offsetof(VirtIOSCSIReq, hdr);
     size_t hdr_size = sizeof(req->hdr) + sizes.cdb;
 
@@ -276,11 +301,30 @@ int virtio_scsi_cmd_parse_cdb(SCSIDevice *dev, SCSICommand *cmd, uint8_t *buf,
     return 0;
 }
 
-QEMUSGList *virtio_scsi_cmd_sg_list(SCSIRequest *sreq)
+QEMUIOVector *virtio_scsi_cmd_iov(SCSIRequest *sreq, size_t len)
 {
     VirtIOSCSIReq *req = sreq->hba_private;
+    unsigned num = req->data_num;
 
-    return &req->data;
+    len = MIN(len, req->data_size);
+    if (!len) {
+        return NULL;
+    }
+    if (!req->data_skip && len == req->data_size) {
+        qemu_iovec_init_external(&req->iov, req->data, num);
+        return &req->iov;
+    }
+
+    /*
+     * The first buffer begins with a header, or a guest offers more memory
+     * than the CDB asks for.  The LUN mustn't see any of that.
+     */
+    if (!req->own_iov) {
+        req->own_iov = g_new(struct iovec, num);
+    }
+    num = iov_copy(req->own_iov, num, req->data, num, req->data_skip, len);
+    qemu_iovec_init_external(&req->iov, req->own_iov, num);
+    return &req->iov;
 }
 
 /*
@@ -357,7 +401,7 @@ static bool cmd_process(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
         virtio_error((VirtIODevice *)q->dev, "virtio-scsi: buffers of a "
                      "command are too small for its headers");
         virtqueue_detach_element(q->vq, &req->elem, 0);
-        cmd_free(req);
+        cmd_free(req, q);
         return false;
     }
 }
@@ -366,42 +410,119 @@ static bool cmd_process(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
  * Pop
  */
 
-/* Process what is in the ring.  Returns false if the device is broken. */
-static bool queue_process_ring(VirtIOSCSIQueue *q)
+static void *queue_alloc(void *opaque, size_t size)
 {
-    for (;;) {
+    VirtIOSCSIQueue *q = opaque;
+    VirtIOSCSIReq *req = scsi_pool_get(&q->pool, size);
+
+    req->size = size;
+    req->pin = virtio_ram_pin(&q->ram);
+    return req;
+}
+
+static void *queue_map(void *opaque, hwaddr addr, size_t len, bool is_write)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    return virtio_ram_find(&q->ram, addr, len);
+}
+
+static bool queue_unmap(void *opaque, const VirtQueueElement *elem, void *host,
+                        size_t len, size_t written)
+{
+    VirtIOSCSIQueue *q = opaque;
+    VirtIORamPin *pin = q->ram.pin;
+
+    if (elem) {
+        pin = container_of(elem, const VirtIOSCSIReq, elem)->pin;
+    }
+    return virtio_ram_release(&q->ram, pin, host, written);
+}
+
+static const VirtQueueOps queue_ops = {
+    .alloc = queue_alloc,
+    .map = queue_map,
+    .unmap = queue_unmap,
+};
+
+void virtio_scsi_queue_init(VirtIOSCSIQueue *q)
+{
+    q->ram.ram = &q->dev->ram;
+    QTAILQ_INIT(&q->in_flight);
+    scsi_pool_init(&q->pool, CMD_BLOCK_SIZE);
+    virtio_queue_set_ops(q->vq, &queue_ops, q);
+}
+
+void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q)
+{
+    assert(QTAILQ_EMPTY(&q->in_flight));
+    virtio_queue_set_ops(q->vq, NULL, NULL);
+    scsi_pool_clear(&q->pool);
+}
+
+/*
+ * Process up to @max commands of the ring.  Returns how many there were, or -1
+ * if the device is broken.
+ */
+static int queue_process_ring(VirtIOSCSIQueue *q, int max)
+{
+    int n;
+
+    for (n = 0; n < max; n++) {
         VirtIOSCSIReq *req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
 
         if (!req) {
-            return true;
+            break;
         }
         if (!cmd_process(req, q, cmd_sizes(q->dev))) {
-            return false;
+            return -1;
         }
     }
+    return n;
 }
 
-static void queue_run(VirtIOSCSIQueue *q)
+/* Returns true if there is more to do. */
+static bool queue_run_batch(VirtIOSCSIQueue *q)
 {
     /* While the event loop polls, it has switched kicks off by itself. */
     bool switch_kicks = virtio_queue_get_notification(q->vq);
-    bool ok;
+    int left = CMD_BATCH;
+    int done;
 
-    /* Submit all to the host kernel at once, and interrupt the guest once. */
-    q->leader->busy++;
-    defer_call_begin();
     do {
         if (switch_kicks) {
             virtio_queue_set_notification(q->vq, 0);
         }
-        ok = queue_process_ring(q);
+        done = queue_process_ring(q, left);
         if (switch_kicks) {
             virtio_queue_set_notification(q->vq, 1);
         }
+        left -= done;
         /* The guest may have added more just before kicks were on again. */
-    } while (ok && !virtio_queue_empty(q->vq));
-    defer_call_end();
-    q->leader->busy--;
+    } while (done >= 0 && left > 0 && !virtio_queue_empty(q->vq));
+    return done >= 0 && !virtio_queue_empty(q->vq);
+}
+
+/*
+ * A guest that adds commands as fast as we complete them would keep us here,
+ * and the other queues of the thread waiting; so they get their turn.
+ */
+static void queue_run(VirtIOSCSIQueue *q)
+{
+    bool more;
+
+    /* Whoever polls comes again; else we have to make sure of it. */
+    bool polled = !virtio_queue_get_notification(q->vq);
+
+    virtio_ram_refresh(&q->ram);
+    do {
+        /* Submit all to the host kernel at once, and interrupt once. */
+        q->leader->busy++;
+        defer_call_begin();
+        more = queue_run_batch(q);
+        defer_call_end();
+        q->leader->busy--;
+    } while (more && !polled && !virtio_scsi_put_off(q));
 }
 
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
@@ -462,6 +583,8 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
         exit(EXIT_FAILURE);
     }
     req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f, CMD_ALLOC_SIZE);
+    req->size = SIZE_MAX; /* not from the queue's pool */
+    req->pin = NULL;
     if (cmd_parse(req, &s->queues[n], cmd_sizes(s)) < 0 ||
         !cmd_fits_buffers(req, &sreq->cmd)) {
         error_report("virtio-scsi: migration stream has a request whose "

@@ -211,7 +211,7 @@ static const SCSIBusInfo virtio_scsi_bus_info = {
     .tcq            = true,
 
     .parse_cdb      = virtio_scsi_cmd_parse_cdb,
-    .get_sg_list    = virtio_scsi_cmd_sg_list,
+    .get_iov        = virtio_scsi_cmd_iov,
     .complete       = virtio_scsi_cmd_complete,
     .fail           = virtio_scsi_cmd_failed,
     .cancel         = virtio_scsi_cmd_cancelled,
@@ -243,6 +243,7 @@ static void virtio_scsi_device_realize(DeviceState *dev, Error **errp)
                                virtio_scsi_handle_cmd, &error_abort);
     for (unsigned i = 0; i < vs->conf.num_queues; i++) {
         s->queues[i].vq = vs->cmd_vqs[i];
+        virtio_scsi_queue_init(&s->queues[i]);
     }
     virtio_scsi_event_init(s);
 
@@ -260,6 +261,9 @@ static void virtio_scsi_device_unrealize(DeviceState *dev)
     qbus_set_hotplug_handler(BUS(&s->bus), NULL);
     virtio_scsi_ctrl_settle(s);
     virtio_scsi_event_cleanup(s);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        virtio_scsi_queue_cleanup(&s->queues[i]);
+    }
     virtio_scsi_common_unrealize(dev);
     virtio_scsi_dataplane_cleanup(s);
 }

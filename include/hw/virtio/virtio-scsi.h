@@ -14,6 +14,7 @@
 #include "chardev/char-fe.h"
 #include "hw/scsi/scsi.h"
 #include "hw/virtio/virtio.h"
+#include "hw/virtio/virtio-ram.h"
 #include "qapi/qapi-types-virtio.h"
 #include "qom/object.h"
 #include "system/iothread.h"
@@ -132,6 +133,7 @@ struct VirtIOSCSI {
     AioContext **contexts;      /* of the IOThreads that have a queue */
     unsigned num_contexts;      /* 0: the main loop does everything */
     QEMUBH *event_bh;           /* in the main loop: deliver event_notes */
+    VirtIORam ram;              /* while host notifiers are set up */
 
     /* Written under the BQL, read from any thread; see VirtIOSCSIMode */
     VirtIOSCSIMode mode;
