@@ -44,7 +44,8 @@ typedef struct VirtIOSCSIReq {
     unsigned data_num;
     size_t data_skip;
     size_t data_size;
-    enum SCSIXferMode mode;     /* their direction */
+    size_t data_start;          /* bytes before them in their direction */
+    enum SCSIXferMode mode;     /* this direction */
     QEMUIOVector iov;           /* as many of them as the CDB asks for */
     struct iovec *own_iov;      /* allocated for @iov; may be NULL */
     size_t data_in;             /* bytes that have been written */

@@ -98,12 +98,32 @@ static void queue_push(VirtIOSCSIQueue *q, const VirtQueueElement *elem,
     }
 }
 
+/*
+ * A command that didn't succeed may have written some of its data.  The guest
+ * isn't told, but whoever tracks changes of its memory must be.
+ */
+static void cmd_touch_data(VirtIOSCSIReq *req)
+{
+    if (req->mode == SCSI_XFER_FROM_DEV) {
+        for (unsigned i = 0; i < req->elem.in_num; i++) {
+            virtio_ram_release(&req->queue->ram, req->pin,
+                               req->elem.in_addr[i],
+                               req->elem.in_sg[i].iov_len);
+        }
+    }
+}
+
 /* The only place where a command goes back to the guest. */
 static void cmd_finish(VirtIOSCSIReq *req, uint8_t response)
 {
     VirtIOSCSIQueue *q = req->queue;
-    size_t written = cmd_resp_size(req) + req->data_in;
+    size_t written = cmd_resp_size(req);
 
+    if (req->data_in) {
+        written = req->data_start + req->data_in;
+    } else {
+        cmd_touch_data(req);
+    }
     req->resp.response = response;
     trace_virtio_scsi_cmd_resp(virtio_scsi_lun_number(req->hdr.lun),
                                req->hdr.tag, response, req->resp.status);
@@ -210,6 +230,7 @@ static void cmd_set_data(VirtIOSCSIReq *req, enum SCSIXferMode mode,
                          struct iovec *iov, unsigned num, size_t skip,
                          size_t size)
 {
+    req->data_start = skip;
     while (skip >= iov->iov_len) {
         skip -= iov->iov_len;
         iov++;
@@ -420,15 +441,15 @@ static void *queue_alloc(void *opaque, size_t size)
     return req;
 }
 
-static void *queue_map(void *opaque, hwaddr addr, size_t len, bool is_write)
+static void *queue_map(void *opaque, hwaddr addr, hwaddr *len, bool is_write)
 {
     VirtIOSCSIQueue *q = opaque;
 
     return virtio_ram_find(&q->ram, addr, len);
 }
 
-static bool queue_unmap(void *opaque, const VirtQueueElement *elem, void *host,
-                        size_t len, size_t written)
+static bool queue_unmap(void *opaque, const VirtQueueElement *elem,
+                        hwaddr addr, size_t written)
 {
     VirtIOSCSIQueue *q = opaque;
     VirtIORamPin *pin = q->ram.pin;
@@ -436,7 +457,7 @@ static bool queue_unmap(void *opaque, const VirtQueueElement *elem, void *host,
     if (elem) {
         pin = container_of(elem, const VirtIOSCSIReq, elem)->pin;
     }
-    return virtio_ram_release(&q->ram, pin, host, written);
+    return virtio_ram_release(&q->ram, pin, addr, written);
 }
 
 static const VirtQueueOps queue_ops = {

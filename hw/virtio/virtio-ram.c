@@ -193,22 +193,35 @@ void virtio_ram_renew(VirtIORamView *view)
     }
 }
 
-void *virtio_ram_find(VirtIORamView *view, hwaddr addr, size_t len)
+/* The range that @addr is in, beginning with the one where the last was */
+static const RamRange *view_search(VirtIORamView *view,
+                                   const VirtIORamPin *pin, hwaddr addr)
 {
-    const VirtIORamList *list = view->pin ? view->pin->list : NULL;
-    unsigned i = view->hint;
+    const VirtIORamList *list = pin ? pin->list : NULL;
+    /* The hint may come from another list. */
+    unsigned i = list && view->hint < list->num ? view->hint : 0;
 
     for (unsigned tries = 0; list && tries < list->num; tries++) {
         const RamRange *range = &list->ranges[i];
-        hwaddr offset = addr - range->start;
 
-        if (offset < range->size) {
+        if (addr - range->start < range->size) {
             view->hint = i;
-            return len <= range->size - offset ? range->host + offset : NULL;
+            return range;
         }
         i = (i + 1) % list->num;
     }
     return NULL;
+}
+
+void *virtio_ram_find(VirtIORamView *view, hwaddr addr, hwaddr *len)
+{
+    const RamRange *range = view_search(view, view->pin, addr);
+
+    if (!range) {
+        return NULL;
+    }
+    *len = MIN(*len, range->size - (addr - range->start));
+    return range->host + (addr - range->start);
 }
 
 /*
@@ -229,23 +242,12 @@ static void range_changed(const RamRange *range, size_t offset, size_t len)
 }
 
 bool virtio_ram_release(VirtIORamView *view, const VirtIORamPin *pin,
-                        void *host, size_t written)
+                        hwaddr addr, size_t written)
 {
-    const VirtIORamList *list = pin ? pin->list : NULL;
-    /* The hint may come from another list. */
-    unsigned i = list && view->hint < list->num ? view->hint : 0;
+    const RamRange *range = view_search(view, pin, addr);
 
-    for (unsigned tries = 0; list && tries < list->num; tries++) {
-        const RamRange *range = &list->ranges[i];
-        uintptr_t offset = (uintptr_t)host - (uintptr_t)range->host;
-
-        if (offset < range->size) {
-            if (written) {
-                range_changed(range, offset, written);
-            }
-            return true;
-        }
-        i = (i + 1) % list->num;
+    if (range && written) {
+        range_changed(range, addr - range->start, written);
     }
-    return false;
+    return range;
 }

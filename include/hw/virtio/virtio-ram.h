@@ -125,26 +125,26 @@ static inline VirtIORamPin *virtio_ram_pin(VirtIORamView *view)
  * virtio_ram_find:
  * @view: a view
  * @addr: guest physical address, as the device sees it
- * @len: bytes
+ * @len: bytes; updated if fewer of them are together in our memory
  *
  * Context: owner of @view.
- * Returns: where in our memory these bytes of writable RAM are, or NULL.
+ * Returns: where in our memory this writable RAM is, or NULL.
  */
-void *virtio_ram_find(VirtIORamView *view, hwaddr addr, size_t len);
+void *virtio_ram_find(VirtIORamView *view, hwaddr addr, hwaddr *len);
 
 /**
  * virtio_ram_release:
  * @view: a view
- * @pin: of the request that @host is of
- * @host: a buffer
+ * @pin: taken when @addr was looked up
+ * @addr: address of a buffer
  * @written: bytes of it that we have changed
  *
  * Tell those who want to know of changes: migration, TCG.
  *
  * Context: owner of @view.
- * Returns: false if @host didn't come from virtio_ram_find().
+ * Returns: false if virtio_ram_find() didn't know @addr then.
  */
 bool virtio_ram_release(VirtIORamView *view, const VirtIORamPin *pin,
-                        void *host, size_t written);
+                        hwaddr addr, size_t written);
 
 #endif /* HW_VIRTIO_VIRTIO_RAM_H */
