@@ -6,7 +6,7 @@
 PREFIX ?= /usr/local
 # Only those that are set: a variable without a value is not a value.
 $(foreach v,QEMU_SRC CONFIGURE_FLAGS FULL FORCE JOBS PREFIX DESTDIR \
-            VCPUS IOTHREADS RUNTIME BACKEND,$(if $($v),$(eval export $v)))
+            VCPUS IOTHREADS RUNTIME BACKEND CONFIG ROUNDS CACHELINES,$(if $($v),$(eval export $v)))
 
 # QEMU's own build is started with its own -j; the jobserver's flags would only
 # confuse the programs below.
@@ -15,7 +15,7 @@ unexport MAKEFLAGS MFLAGS
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
-        check-guest base deps clean distclean
+        check-guest bench profile base deps clean distclean
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -29,6 +29,9 @@ help: ## list the targets and variables
 	@echo '  JOBS=N               compile jobs (default: one per CPU)'
 	@echo '  PREFIX=DIR           where `make install` puts it (default /usr/local)'
 	@echo '  VCPUS= IOTHREADS= RUNTIME= BACKEND=null|FILE|/dev/...   for `make run`'
+	@echo '  ROUNDS=N             of `make bench` (default 5)'
+	@echo '  CONFIG=NAME          for `make profile` (scripts/bench --list; default null-1)'
+	@echo '  CACHELINES=1         shared cache lines as well (with CONFIG=null-2, say)'
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
 	@scripts/overlay
@@ -73,6 +76,16 @@ check-guest: build stock ## iscsi-test-cu and sg3_utils in a guest, ours compare
 	@scripts/deps run
 	@scripts/check-guest
 
+bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk
+	@scripts/deps bench
+	@scripts/build-qemu bench
+	@scripts/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
+
+profile: build stock ## where the CPU time of one configuration goes, and its locks per I/O
+	@scripts/deps profile
+	@scripts/build-qemu bench
+	@scripts/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines)
+
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
 	@scripts/deps style
 	@scripts/check-style
@@ -86,7 +99,7 @@ deps: ## install the packages the build needs (only the missing ones)
 clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \
 	    build/tsan build/stock-tsan build/asan \
-	    build/check build/qemu-* build/*.log build/.[a-z]*
+	    build/check build/bench build/qemu-* build/*.log build/.[a-z]*
 
 distclean: ## delete build/ altogether
 	rm -rf build

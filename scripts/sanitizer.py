@@ -10,9 +10,11 @@ import collections
 import fnmatch
 import re
 
-OURS = re.compile(r"(^|/)hw/scsi/|(^|/)hw/virtio/iothread-vq-mapping\.c"
-                  r"|(^|/)include/hw/scsi/"
-                  r"|(^|/)include/hw/virtio/(virtio-scsi|iothread-vq-mapping)\.h")
+OURS = re.compile(r"(^|/)hw/scsi/|(^|/)include/hw/scsi/"
+                  r"|(^|/)hw/virtio/(iothread-vq-mapping|virtio-ram)\.c"
+                  r"|(^|/)include/hw/virtio/"
+                  r"(virtio-scsi|iothread-vq-mapping|virtio-ram)\.h"
+                  r"|(^|/)util/thread-shard\.c|(^|/)include/qemu/thread-shard\.h")
 # Code that only does what its caller says: the caller is who reads or writes.
 TOOLS = re.compile(r"<null>|/usr/|(^|/)include/qemu/|\(")
 QEMU = "(qemu-system-"

@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
+#include "qemu/memalign.h"
 #include "hw/virtio/virtio-ram.h"
 #include "system/xen.h"
 
@@ -164,7 +165,7 @@ void virtio_ram_unpin(VirtIORamPin *pin)
 {
     if (pin && --pin->users == 0) {
         list_unref(pin->list);
-        g_free(pin);
+        qemu_vfree(pin);
     }
 }
 
@@ -188,7 +189,8 @@ void virtio_ram_renew(VirtIORamView *view)
     }
     view->hint = 0;
     if (list) {
-        view->pin = g_new(VirtIORamPin, 1);
+        view->pin = qemu_memalign(__alignof__(VirtIORamPin),
+                                  sizeof(VirtIORamPin));
         *view->pin = (VirtIORamPin) { .list = list, .users = 1 };
     }
 }

@@ -366,6 +366,7 @@ void test_bus_master_in_flight(const DataConfig *cfg)
     }
     data_end(d);
 }
+
 /*
  * Migration: what the device writes while memory is being copied
  */
@@ -385,7 +386,7 @@ static void set_bandwidth(QTestState *qts, int64_t bytes_per_second)
         " 'arguments': {'max-bandwidth': %" PRId64 "}}", bytes_per_second);
 }
 
-/* Status must be @status or, while @pages weren't copied, anything before. */
+/* Wait until the status is @status and, if not 0, so many pages were copied. */
 static void wait_migration(QTestState *qts, const char *status, int64_t pages)
 {
     gint64 begun = 0;
@@ -417,7 +418,7 @@ static void copy_up_to_ballast(MqDev *d, uint64_t ballast, const char *uri)
     enum { PAGE = 4096 };
 
     qtest_memset(d->qts, ballast, 0x5a, BALLAST);
-    set_bandwidth(d->qts, 32 * MiB);
+    set_bandwidth(d->qts, 8 * MiB);
     qtest_qmp_assert_success(d->qts,
         "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
     wait_migration(d->qts, "active", ballast / PAGE + 64);

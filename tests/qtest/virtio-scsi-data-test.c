@@ -310,23 +310,45 @@ static void test_stop_reset(const DataConfig *cfg)
     data_end(d);
 }
 
+/*
+ * What the control queue has set off in the IOThreads is done when this
+ * returns: whatever they get now comes later.
+ */
+static void settle(MqDev *d)
+{
+    mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_STOP, 1);
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        MqCmd cmd = data_cmd(LUN_STOP, TEST_UNIT_READY);
+
+        mq_run_good(mq_queue(d, i), &cmd, NULL);
+    }
+}
+
+/* A reset ends all that are held; they go on after one of them was aborted. */
+static void run_tmf(MqDev *d, uint32_t subtype, uint64_t tag)
+{
+    MqSlot *tmf = mq_post_tmf(d, subtype, 0, LUN_FILE, tag);
+    uint8_t response;
+
+    if (subtype == VIRTIO_SCSI_T_TMF_ABORT_TASK) {
+        settle(d);
+        data_throttle(d, LUN_FILE, false);
+    }
+    mq_wait(tmf);
+    data_throttle(d, LUN_FILE, false);
+    mq_read_resp(tmf, &response, sizeof(response));
+    g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
+    mq_release(tmf);
+}
+
 /* Reads and writes that are held, when a TMF ends one of them or all */
 static void check_tmf(MqDev *d, Arena *a, uint32_t subtype)
 {
     bool all = subtype != VIRTIO_SCSI_T_TMF_ABORT_TASK;
     Flight *f = flight_begin(d, a, 0);
     const unsigned victim = 3;
-    uint8_t response;
-    MqSlot *tmf;
 
-    tmf = mq_post_tmf(d, subtype, 0, LUN_FILE, f->r[victim].cmd.tag);
-    g_usleep(1000);
-    data_throttle(d, LUN_FILE, false);
-    mq_wait(tmf);
-    mq_read_resp(tmf, &response, sizeof(response));
-    g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
-    mq_release(tmf);
-
+    run_tmf(d, subtype, f->r[victim].cmd.tag);
     for (unsigned i = 0; i < FLIGHT_SIZE; i++) {
         g_autofree Answer *ans = g_new(Answer, 1);
 
@@ -426,6 +448,7 @@ static void test_flush(const DataConfig *cfg)
 }
 
 #define MODERN  ",\"disable-legacy\":\"on\",\"packed\":true,\"in_order\":true"
+#define PLATFORM ",\"disable-legacy\":\"on\",\"iommu_platform\":true"
 #define LEGACY  ",\"disable-modern\":true,\"disable-legacy\":\"off\""
 static const struct {
     const char *name;
@@ -445,12 +468,21 @@ static const struct {
         "framing/main-loop", test_framing,
         { .form = MQ_INDIRECT, .props = MODERN },
     }, {
+        "framing/direct", test_framing,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .direct = true },
+    }, {
         "framing/in-order", test_framing,
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
           .more_features = 1ull << VIRTIO_F_IN_ORDER },
     }, {
         "memory/hotplug", test_hotplug,
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .needs = "pc-dimm", .args = DATA_DIMM_ARGS },
+    }, {
+        "memory/hotplug-access-platform", test_hotplug,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = PLATFORM,
+          .more_features = 1ull << VIRTIO_F_IOMMU_PLATFORM,
           .needs = "pc-dimm", .args = DATA_DIMM_ARGS },
     }, {
         "memory/hotplug-main-loop", test_hotplug,
@@ -492,11 +524,19 @@ static const struct {
         "bus-master/kick", test_bus_master,
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
     }, {
+        "bus-master/kick-access-platform", test_bus_master,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = PLATFORM,
+          .more_features = 1ull << VIRTIO_F_IOMMU_PLATFORM },
+    }, {
         "bus-master/kick-main-loop", test_bus_master,
         { .form = MQ_INDIRECT, .props = MODERN },
     }, {
         "bus-master/in-flight", test_bus_master_in_flight,
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "bus-master/in-flight-access-platform", test_bus_master_in_flight,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = PLATFORM,
+          .more_features = 1ull << VIRTIO_F_IOMMU_PLATFORM },
     }, {
         "medium/none", test_medium,
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
@@ -529,6 +569,10 @@ static const struct {
         { .iothreads = 2, .form = MQ_INDIRECT | MQ_EVENT_IDX,
           .props = MODERN },
     }, {
+        "crowd/direct", test_crowd,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .direct = true },
+    }, {
         "crowd/packed", test_crowd,
         { .iothreads = 2, .form = MQ_PACKED | MQ_INDIRECT, .props = MODERN },
     }, {
@@ -558,10 +602,27 @@ static const struct {
     },
 };
 
+static bool tmp_can_direct(void)
+{
+    int fd, direct;
+    g_autofree char *path = mq_open_unnamed(&fd);
+
+    direct = open(path, O_RDWR | O_DIRECT);
+    close(fd);
+    if (direct >= 0) {
+        close(direct);
+    }
+    return direct >= 0;
+}
+
 static void run_test(const void *arg)
 {
     const DataConfig *cfg = arg;
 
+    if (cfg->direct && !tmp_can_direct()) {
+        g_test_skip("no O_DIRECT for temporary files");
+        return;
+    }
     for (unsigned i = 0; i < ARRAY_SIZE(data_tests); i++) {
         if (cfg == &data_tests[i].cfg) {
             data_tests[i].func(cfg);

@@ -55,13 +55,15 @@ static void add_error(GString *cmd, unsigned lba, const char *type, int err,
         once ? "true" : "false");
 }
 
-static void add_nodes(GString *cmd)
+static void add_nodes(GString *cmd, bool direct)
 {
     for (unsigned lun = 0; lun < LUN_CD; lun++) {
         g_string_append_printf(cmd,
             " -blockdev '{\"driver\":\"blkdebug\",\"node-name\":\"disk%u\","
             "\"image\":{\"driver\":\"file\",\"locking\":\"off\","
-            "\"filename\":\"%s\"},\"inject-error\":[", lun, data_path[lun]);
+            "\"filename\":\"%s\",\"cache\":{\"direct\":%s}},"
+            "\"inject-error\":[", lun, data_path[lun],
+            direct ? "true" : "false");
         add_error(cmd, BAD_LBA, "read", EIO, false);
         add_error(cmd, BAD_LBA, "write", EIO, false);
         if (lun == LUN_STOP) {
@@ -96,7 +98,7 @@ static void add_vm(GString *cmd, const DataConfig *cfg)
                                "\"id\":\"iot%u\",\"poll-max-ns\":0}'", i);
     }
     g_string_append(cmd, cfg->args ?: "");
-    add_nodes(cmd);
+    add_nodes(cmd, cfg->direct);
     g_string_append_printf(cmd, " -device '{\"driver\":\"virtio-scsi-pci\","
         "\"id\":\"vs\",\"addr\":\"%u\",\"num_queues\":%u,"
         "\"virtqueue_size\":256%s", CTRL_SLOT, NUM_QUEUES, cfg->props);

@@ -43,6 +43,7 @@ typedef struct DataConfig {
     const char *needs;      /* a device; no test without it */
     const char *args;       /* more of the command line */
     const char *props;      /* of the controller, in JSON */
+    bool direct;            /* O_DIRECT, which wants aligned memory */
     uint64_t more_features; /* for the driver to accept */
     uint64_t less_features;
 } DataConfig;

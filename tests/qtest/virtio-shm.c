@@ -143,7 +143,8 @@ static uint64_t wanted_features(const ShmDev *d)
         wanted |= FEATURE(VIRTIO_SCSI_F_HOTPLUG) |
                   FEATURE(VIRTIO_SCSI_F_CHANGE);
     } else {
-        wanted |= FEATURE(VIRTIO_BLK_F_MQ);
+        /* Without FLUSH each write would go to the medium at once. */
+        wanted |= FEATURE(VIRTIO_BLK_F_MQ) | FEATURE(VIRTIO_BLK_F_FLUSH);
     }
     if (d->flags & SHM_EVENT_IDX) {
         wanted |= FEATURE(VIRTIO_RING_F_EVENT_IDX);

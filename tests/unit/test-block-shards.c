@@ -58,7 +58,7 @@ static void test_thread_shard(void)
  * Requests in flight
  */
 
-/* Threads hand one request on and on: each begins its own, then ends the last */
+/* Threads hand one request on: each begins its own, then ends the last. */
 typedef struct Relay {
     ShardedInFlight in_flight;
     unsigned turn;      /* atomic: how often it was handed on */
@@ -132,9 +132,9 @@ typedef struct Writer {
 } Writer;
 
 /*
- * Each thread counts in its own sector, all sectors are in one block.  The block
- * layer has to read and write the block as a whole; one that gets in between
- * undoes what another has written.
+ * Each thread counts in its own sector, all sectors are in one block.  The
+ * block layer has to read and write the block as a whole; one that gets in
+ * between undoes what another has written.
  */
 static void coroutine_fn count_in_sector(void *opaque)
 {

@@ -30,8 +30,8 @@ typedef struct VirtIORamList VirtIORamList;
 /** VirtIORamPin: keeps a list.  Only the owner of the view uses it. */
 typedef struct VirtIORamPin {
     VirtIORamList *list;
-    unsigned users;
-} VirtIORamPin;
+    unsigned users;         /* changes with every request: a line of its own */
+} QEMU_ALIGNED(64) VirtIORamPin;
 
 /** VirtIORamView: what one virtqueue knows.  Only its owner uses it. */
 typedef struct VirtIORamView {

@@ -1,0 +1,527 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests of scripts/bench and scripts/profile (TAP): statistics of known data,
+and whole runs in which scripts play load generator, QEMU and perf. No build is
+needed."""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.dont_write_bytecode = True
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+SCRIPTS = os.path.join(TOP, "scripts")
+sys.path.insert(0, SCRIPTS)
+import benchreport
+import benchstat
+
+# Plays virtio-load: notes its arguments, reports figures that depend on what
+# was asked for. $FAKE_FAIL: the binary and device for which it fails.
+FAKE_LOAD = r'''#!/usr/bin/python3
+import json, os, sys
+words = dict(zip(sys.argv[1::1], sys.argv[2::1]))
+here = os.path.dirname(os.path.abspath(__file__))
+who = os.path.basename(words["--qemu"]) + "-" + words["--device"]
+with open(os.path.join(here, "calls"), "a") as log:
+    log.write("%s %s\n" % (who, " ".join(sys.argv[1:])))
+if os.environ.get("FAKE_BUILD"):
+    os.utime(os.path.join(here, "ours"), (1, 1))
+if os.environ.get("FAKE_FAIL") == who:
+    sys.exit("virtio-load: QEMU died of a cold")
+if os.environ.get("FAKE_SILENT") == who:
+    sys.exit(0)
+cpu = {"ours-scsi": 2000, "stock-scsi": 4000, "stock-blk": 2500}[who]
+cpu += 100 * int(words["--iothreads"])
+latency = {"mean": 9, "p50": 8, "p99": 20, "p999": 30, "max": 40}
+print("some text for people")
+more = {}
+if "--exec" in words:
+    os.environ["QEMU_PID"] = "%d" % os.getpid()
+    with open("/proc/self/comm", "w") as file:
+        file.write("IO iothread0")
+    os.system(words["--exec"])
+if "--hmp" in words:
+    more["hmp"] = "mutex  [  2]  x/y.c:5   0.2   25   0.05\n"
+print(json.dumps({
+    "iops": 1e9 / cpu, "cpu_ns_per_io": cpu, "latency_us": latency,
+    "threads": [{"name": "IO io0", "cpu_ns_per_io": cpu}],
+    "queue": [{"iops": 1, "latency_us": latency}] * int(words["--queues"]),
+    "rss_kib": {"idle": {"rss": 2048, "anon": 1024},
+                "loaded": {"rss": 4096, "anon": 2048}},
+    "ios": 100, **more}))
+'''
+
+# Plays perf, which the generator starts: what it records is its report.
+FAKE_PERF = r'''#!/bin/sh
+[ -z "$FAKE_PERF_FAIL" ] || { echo not permitted; exit 1; }
+case $1 in
+record) while [ "$1" != -o ]; do shift; done
+        echo ' 40.00%|qemu-system-x86_64|[.] some_function' > "$2" ;;
+report) cat "$3" ;;
+esac
+'''
+
+FAKE_QEMU = '#!/bin/sh\necho "QEMU emulator version 10.0.99 (fake)"\n'
+FAKE_QEMU_IO = '#!/bin/sh\n[ ! -e "${0%/*}/broken" ] || { echo no such aio; exit 1; }\n'
+
+tests = []
+
+
+def test(function):
+    tests.append(function)
+    return function
+
+
+def load_script(name):
+    loader = importlib.machinery.SourceFileLoader(
+        name, os.path.join(SCRIPTS, name))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+def same(found, wanted):
+    assert found == wanted, "%r instead of %r" % (found, wanted)
+
+
+def close(found, wanted):
+    assert abs(found - wanted) < 1e-9, "%r instead of %r" % (found, wanted)
+
+
+def results_of(figures):
+    """Results with runs from {(case, subject): {round: {metric: value}}}."""
+    return {"runs": [
+        {"case": case, "subject": subject, "round": i, "figures": values}
+        for (case, subject), rounds in figures.items()
+        for i, values in rounds.items()]}
+
+
+class Room:
+    """A folder with a fake of everything that scripts/bench starts."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.out = os.path.join(folder, "out")
+        for name, text in (("virtio-load", FAKE_LOAD), ("ours", FAKE_QEMU),
+                           ("stock", FAKE_QEMU), ("qemu-io", FAKE_QEMU_IO),
+                           ("perf", FAKE_PERF)):
+            with open(self.path(name), "w") as file:
+                file.write(text)
+            os.chmod(self.path(name), 0o755)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def bench(self, *words, **env):
+        return self.script("bench", "--readme", self.path("README.md"),
+                           "--page", self.path("page.rst"),
+                           "--chart", self.path("docs.svg"), *words, **env)
+
+    def profile(self, *words, **env):
+        path = self.folder + ":" + os.environ["PATH"]
+        return self.script("profile", *words, PATH=path, **env)
+
+    def script(self, name, *words, **env):
+        return subprocess.run(
+            [sys.executable, os.path.join(SCRIPTS, name), "--out", self.out,
+             "--binary", self.path("ours"),
+             "--stock-binary", self.path("stock"),
+             "--load", self.path("virtio-load"), *words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, universal_newlines=True,
+            env=dict(os.environ, **env), timeout=300)
+
+    def results(self):
+        with open(os.path.join(self.out, "results.json")) as file:
+            return json.load(file)
+
+    def calls(self):
+        with open(self.path("calls")) as file:
+            return file.read().splitlines()
+
+
+## Statistics
+
+@test
+def medians(room):
+    close(benchstat.median([3, 1, 2]), 2)
+    close(benchstat.median([4, 1, 3, 2]), 2.5)
+    same(benchstat.summary([5, 1, 9]), (5, 1, 9, 3))
+    same(benchstat.summary([]), None)
+
+
+@test
+def ratios_pair_what_ran_in_one_round(room):
+    # the machine is twice as slow in round 1: the pairs don't notice
+    results = results_of({
+        ("c", "ours"): {0: {"cpu": 10}, 1: {"cpu": 20}, 2: {"cpu": 12}},
+        ("c", "stock"): {0: {"cpu": 20}, 1: {"cpu": 40}, 3: {"cpu": 1}}})
+    same(benchstat.ratios(results, "c", "cpu", "ours", "stock"), [0.5, 0.5])
+    same(benchstat.ratio(results, "c", "cpu", "ours", "blk"), None)
+
+
+@test
+def ratio_of_two_cases(room):
+    results = results_of({("one", "ours"): {0: {"cpu": 10}},
+                          ("two", "ours"): {0: {"cpu": 11}}})
+    same(benchstat.ratios(results, "two", "cpu", "ours", "ours", "one"), [1.1])
+
+
+@test
+def lines_through_points(room):
+    a, b = benchstat.line([(1, 5), (2, 7), (4, 11)])
+    close(a, 3)
+    close(b, 2)
+    a, b = benchstat.line([(1, 1), (2, 4), (3, 4)])     # the least squares
+    close(a, 0)
+    close(b, 1.5)
+    try:
+        benchstat.line([(1, 1), (1, 2)])
+    except ValueError:
+        return
+    raise AssertionError("a line through one x")
+
+
+@test
+def cost_model_is_fitted_per_round(room):
+    results = results_of({
+        ("null-1", "ours"): {0: {"cpu": 3000}, 1: {"cpu": 3100}},
+        ("null-2", "ours"): {0: {"cpu": 3200}, 1: {"cpu": 3500}}})
+    a, b = benchstat.cost(results, "ours", [1, 2])
+    same([round(x) for x in (a.low, a.high, b.low, b.high)],
+         [2700, 2800, 200, 400])
+    same(benchstat.cost(results, "blk", [1, 2]), None)
+
+
+@test
+def goals_are_judged_by_the_median(room):
+    wanted = benchstat.goal("t", "c", "cpu", "stock", "<=", 0.5)
+    results = results_of({
+        ("c", "ours"): {i: {"cpu": v} for i, v in enumerate((40, 50, 90))},
+        ("c", "stock"): {i: {"cpu": 100} for i in range(3)}})
+    found, reached = benchstat.judge(results, wanted)
+    same((found.median, reached), (0.5, True))
+    same(benchstat.judge(results, wanted._replace(limit=0.49))[1], False)
+    same(benchstat.judge(results, wanted._replace(sense=">="))[1], True)
+    same(benchstat.judge(results, wanted._replace(case="d")), (None, None))
+
+
+@test
+def every_goal_has_a_case_in_each_round(room):
+    core = {c.name: c for c in load_script("bench").all_cases(2) if c.core}
+    for one in benchstat.GOALS:
+        for name in (one.case, one.base):
+            assert name in core, "no core case %s" % name
+            assert one.against in core[name].subjects, one
+
+
+## Runs
+
+def heads(calls):
+    return [call.split()[0] for call in calls]
+
+
+@test
+def rounds_are_interleaved(room):
+    done = room.bench("--only", "null-1", "--only", "fair", "--rounds", "2")
+    same((done.returncode, done.stdout != ""), (0, True))
+    same(heads(room.calls()), 2 * [
+        "ours-scsi", "stock-scsi", "stock-blk", "ours-scsi", "stock-scsi"])
+    results = room.results()
+    same([(r["case"], r["subject"], r["round"]) for r in results["runs"]][:5],
+         [("null-1", "ours", 0), ("null-1", "stock", 0), ("null-1", "blk", 0),
+          ("fair", "ours", 0), ("fair", "stock", 0)])
+
+
+@test
+def results_hold_raw_runs_and_the_machine(room):
+    room.bench("--only", "null-", "--rounds", "1")
+    results = room.results()
+    same(sorted(results), ["cases", "failures", "machine", "qemu", "runs",
+                           "settings"])
+    same(results["qemu"]["ours"], "QEMU emulator version 10.0.99 (fake)")
+    for key in ("cpu", "cores", "kernel", "date", "filesystem"):
+        assert results["machine"][key], key
+    run = results["runs"][0]
+    same(run["report"]["cpu_ns_per_io"], 2100)
+    same(run["figures"]["cpu"], 2100)
+
+
+@test
+def options_reach_the_generator(room):
+    room.bench("--only", "64q", "--only", "rss", "--rounds", "1",
+               "--seconds", "0.25")
+    rss, many = [next(c for c in room.calls() if t in c)
+                 for t in ("--rss", "--queues 64")]
+    for words in ("--json", "--seconds 0.25", "--iothreads 4", "--poll-ns 0"):
+        assert words in many, "%s is missing in: %s" % (words, many)
+    # a value that is only a switch has no word behind it
+    assert "--rss True" not in rss, rss
+
+
+@test
+def tables_say_what_results_say(room):
+    done = room.bench("--only", "null-1", "--only", "null-2", "--rounds", "3")
+    # 2100 / 4100 ns, 2200 / 2100 ns
+    for text in ("0.51 (0.51-0.51)", "reached", "1.05 (1.05-1.05)", "2.10",
+                 "not measured", "| ours "):
+        assert text in done.stdout, "no %s in:\n%s" % (text, done.stdout)
+    with open(os.path.join(room.out, "results.md")) as file:
+        markdown = file.read()
+    assert "10.0.99 (fake)" in markdown and "0.51 (0.51-0.51)" in markdown
+    for block in markdown.split("\n\n"):
+        lines = [l for l in block.splitlines() if l.startswith("|")]
+        assert len({l.count("|") for l in lines}) <= 1, block
+        assert len({len(l) for l in lines}) <= 1, block
+
+
+@test
+def cost_model_is_printed(room):
+    done = room.bench("--only", "null-1", "--only", "null-2", "--rounds", "1")
+    row = next(l for l in done.stdout.splitlines()
+               if l.startswith("| ours ") and "2.00 (2.00-2.00)" in l)
+    # a = 2.0 us, b = 0.1 us: 3.6 us with 16 IOThreads, 4.44 million a second
+    assert "0.10 (0.10-0.10)" in row and "3.60" in row and "4444" in row, row
+
+
+@test
+def a_failing_run_is_named_and_fails(room):
+    done = room.bench("--only", "null-1", "--rounds", "3",
+                      FAKE_FAIL="stock-scsi")
+    same(done.returncode, 1)
+    assert "null-1, stock: status 1: virtio-load: QEMU died of a cold" \
+        in done.stderr, done.stderr
+    # the others are measured all the same, the failed one isn't tried again
+    same(heads(room.calls()).count("stock-scsi"), 1)
+    same(heads(room.calls()).count("ours-scsi"), 3)
+    same(len(room.results()["failures"]), 1)
+
+
+@test
+def a_run_without_report_fails(room):
+    done = room.bench("--only", "null-1", "--rounds", "1",
+                      FAKE_SILENT="ours-scsi")
+    same(done.returncode, 1)
+    assert "null-1, ours: no JSON" in done.stderr, done.stderr
+
+
+@test
+def a_build_meanwhile_ends_the_run(room):
+    done = room.bench("--only", "null-1", "--rounds", "2", FAKE_BUILD="1")
+    same(done.returncode, 1)
+    assert "ours was built anew meanwhile" in done.stderr, done.stderr
+    assert not os.path.exists(os.path.join(room.out, "results.json"))
+
+
+@test
+def bad_input_is_one_line(room):
+    for words, text in ((["--only", "nonsense"], "no case has nonsense"),
+                        (["--load", "/nowhere"], "no program /nowhere"),
+                        (["--report"], "run make bench first")):
+        done = room.bench(*words)
+        same((done.returncode != 0, len(done.stderr.splitlines())), (True, 1))
+        assert text in done.stderr, done.stderr
+
+
+@test
+def minor_cases_drop_rounds_when_time_is_short(room):
+    room.bench("--only", "null-1", "--only", "packed", "--rounds", "5",
+               "--budget", "0")
+    calls = room.calls()
+    packed = [c for c in calls if "packed" in c]
+    same((len(calls) - len(packed), len(packed)), (15, 9))
+    case = next(c for c in room.results()["cases"] if c["name"] == "packed")
+    same(case["rounds_dropped"], 2)
+
+
+@test
+def what_the_machine_cant_do_is_skipped_with_the_reason(room):
+    with open(room.path("broken"), "w"):
+        pass
+    done = room.bench("--only", "native-4k-read", "--only", "null-d1",
+                      "--rounds", "1")
+    same(done.returncode, 0)
+    assert not [c for c in room.calls() if "aio=native" in c]
+    same(len(room.calls()), 3)
+    assert "no such aio" in done.stdout or "O_DIRECT" in done.stdout, done.stdout
+
+
+@test
+def a_file_is_written_and_used_with_o_direct(room):
+    done = room.bench("--only", "io_uring-4k-read-d1", "--rounds", "1")
+    if "skipped" in done.stdout and "O_DIRECT" in done.stdout:
+        return "no O_DIRECT in %s" % room.folder
+    calls = room.calls()
+    same(len(calls), 3)
+    assert all("file:%s/disk.img" % room.out in c and "direct" in c
+               for c in calls), calls
+    same(os.path.getsize(os.path.join(room.out, "disk.img")), 512 << 20)
+
+
+## README
+
+README = "# A\n\nbefore\n%s\nold\n%s\nafter\n" % (benchreport.BEGIN,
+                                                 benchreport.END)
+
+
+@test
+def markers_bound_what_is_replaced(room):
+    same(benchreport.between_markers(README, "new\n\n"),
+         README.replace("old", "new"))
+    for text in ("no markers", README + benchreport.END,
+                 benchreport.END + benchreport.BEGIN):
+        try:
+            benchreport.between_markers(text, "new")
+        except ValueError:
+            continue
+        raise AssertionError("took %r" % text)
+
+
+@test
+def readme_gets_tables_and_chart(room):
+    if not shutil.which("gnuplot"):
+        return "no gnuplot"
+    with open(room.path("README.md"), "w") as file:
+        file.write(README)
+    with open(room.path("page.rst"), "w") as file:
+        file.write("page\n.. bench:begin\nold\n.. bench:end\nend\n")
+    room.bench("--only", "null-", "--rounds", "5")
+    with open(os.path.join(room.out, "lines-null-2.json"), "w") as file:
+        json.dump({"blk": {"lines": 77, "writes": 5, "locked": 1,
+                           "instructions": 2}}, file)
+    called = len(room.calls())
+    done = room.bench("--update-readme")
+    same((done.returncode, done.stderr), (0, ""))
+    same(len(room.calls()), called)             # nothing is run
+    with open(room.path("README.md")) as file:
+        text = file.read()
+    assert "0.51 (0.51-0.51)" in text and "old" not in text, text
+    assert text.startswith("# A\n\nbefore\n") and text.endswith("\nafter\n")
+    with open(room.path("page.rst")) as file:
+        page = file.read()
+    assert page.startswith("page\n.. bench:begin\n\n"), page
+    assert page.endswith("\n.. bench:end\nend\n"), page
+    assert "- 2.00 (2.00-2.00)" in page and "- 77" in page, page
+    with open(room.path("docs.svg")) as file:
+        chart = file.read()
+    assert chart.rstrip().endswith("</svg>") and "stock scsi" in chart
+    assert not any(l != l.rstrip() for l in chart.splitlines())
+
+
+@test
+def readme_takes_no_failed_or_short_results(room):
+    with open(room.path("README.md"), "w") as file:
+        file.write(README)
+    for rounds, env, text in (("5", {"FAKE_FAIL": "stock-blk"}, "failed"),
+                              ("4", {}, "5 or more")):
+        room.bench("--only", "null-1", "--rounds", rounds, **env)
+        done = room.bench("--update-readme")
+        same(done.returncode, 1)
+        assert text in done.stderr, done.stderr
+    with open(room.path("README.md")) as file:
+        same(file.read(), README)
+
+
+## scripts/profile
+
+@test
+def functions_of_perf_report(room):
+    found = load_script("profile").functions("""
+    30.50%|qemu-system-x86_64  |[.] virtqueue_pop
+     9.25%|[kernel.kallsyms]   |[k] do_syscall_64
+     4.00%|libc.so.6           |[.] malloc
+            |
+            ---malloc
+""")
+    same(found, [(30.5, "virtqueue_pop"), (9.25, "do_syscall_64 (kernel)"),
+                 (4.0, "malloc (libc)")])
+
+
+@test
+def functions_are_shown_with_their_time(room):
+    text = load_script("profile").show_functions(
+        "blk", {"cpu_ns_per_io": 2000, "iops": 5e5},
+        [(50.0, "one"), (30.0, "two"), (20.0, "three")], 1)
+    assert "stock blk: 2000 ns" in text, text
+    assert "50.0 % |       1000" in text and "2 others" in text, text
+
+
+LOCKS = """Type               Object  Call site                 Wait Time (s)  \
+       Count  Average (us)
+--------------------------------------------------------------------------
+mutex      [          12]  include/qemu/lockable.h:56        0.23372       \
+3000          0.05
+mutex      0x55c2e56a3078  block/io.c:627                    0.08021       \
+1000          0.05
+BQL mutex  0x55c2b1340540  util/main-loop.c:308              0.00021       \
+   1          0.24
+rec_mutex           (nil)  util/async.c:1                    0.00001       \
+1000          0.01
+--------------------------------------------------------------------------
+"""
+
+
+@test
+def locks_are_counted_per_io(room):
+    profile = load_script("profile")
+    same(profile.locks(LOCKS), {
+        "mutex include/qemu/lockable.h:56": 3000, "mutex block/io.c:627": 1000,
+        "BQL mutex util/main-loop.c:308": 1, "rec_mutex util/async.c:1": 1000})
+    per_io = profile.locks_per_io({"ios": 2000, "hmp": LOCKS})
+    same(per_io["mutex block/io.c:627"], 0.5)
+    text = profile.show_locks({"ours": {"mutex a": 0.5, "mutex b": 0.0001},
+                               "stock": {"mutex a": 2.0, "mutex c": 1.0}})
+    assert "mutex b" not in text, text
+    rows = [[c.strip() for c in l.split("|")[1:-1]] for l in text.splitlines()]
+    same(rows[2:], [["mutex a", "0.500", "2.000"], ["mutex c", "-", "1.000"],
+                    ["all", "0.500", "3.000"]])
+
+
+@test
+def profile_prints_both_tables(room):
+    done = room.profile("null-2", "--subject", "ours")
+    same((done.returncode, done.stderr), (0, ""))
+    for text in ("ours: 2200 ns", "some_function", "mutex x/y.c:5", "0.250"):
+        assert text in done.stdout, "no %s in:\n%s" % (text, done.stdout)
+    with open(os.path.join(room.out, "profile-null-2.txt")) as file:
+        same(file.read(), done.stdout)
+
+
+@test
+def profile_says_why_perf_failed(room):
+    done = room.profile("null-2", FAKE_PERF_FAIL="1")
+    same((done.returncode, done.stderr),
+         (1, "profile: perf record: not permitted\n"))
+    done = room.profile("null-x")
+    same((done.returncode, done.stderr),
+         (1, "profile: no case null-x (scripts/bench --list)\n"))
+
+
+def main():
+    failed = 0
+    print("1..%d" % len(tests))
+    for number, function in enumerate(tests, 1):
+        name = "%d - %s" % (number, function.__name__.replace("_", " "))
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                skipped = function(Room(folder))
+            except Exception as error:          # whatever: the test failed
+                failed += 1
+                print("# %s: %s" % (type(error).__name__,
+                                    str(error).replace("\n", "\n# ")))
+                print("not ok " + name)
+                continue
+        print("ok %s%s" % (name, " # SKIP " + skipped if skipped else ""),
+              flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
