@@ -302,7 +302,7 @@ def test_runs(tests, tmp):
                      text, last)
     tests.expect("no path for qos-test", ["env", "FAKE_PATH="] + tool +
                  ["--no-stock"], 1, "has no such path",
-                 "2 passed, 1 failed, 0 skipped")
+                 "3 passed, 1 failed, 0 skipped")
     tests.expect("no such scenario", tool + ["--only", "three"], 1,
                  "check-sanitizer: no scenario")
     os.unlink(binary % "tsan")
