@@ -22,6 +22,7 @@
 #include "virtio-scsi-internal.h"
 
 static void queue_sync(void *opaque);
+static void queue_refresh_ram(void *opaque);
 
 /*
  * Set-up
@@ -100,6 +101,8 @@ static void dataplane_create_queues(VirtIOSCSI *s, AioContext **by_queue)
              */
             q->sync_bh = aio_bh_new_full(q->ctx, queue_sync, q,
                                          "virtio-scsi queue", NULL);
+            q->ram_bh = aio_bh_new_full(q->ctx, queue_refresh_ram, q,
+                                        "virtio-scsi memory", NULL);
         }
     }
 }
@@ -142,6 +145,7 @@ static void dataplane_delete_queues(VirtIOSCSI *s)
 {
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         g_clear_pointer(&s->queues[i].sync_bh, qemu_bh_delete);
+        g_clear_pointer(&s->queues[i].ram_bh, qemu_bh_delete);
     }
     /* One of them may be running, but not any more when a visit is over. */
     for (unsigned i = 0; i < s->num_contexts; i++) {
@@ -208,6 +212,13 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
 {
     VirtIODevice *vdev = (VirtIODevice *)s; /* no cast at run time: hot path */
 
+    if (virtio_device_disabled(vdev)) {
+        /*
+         * Without bus mastering the virtqueue may be out of reach.  To read it
+         * would take the BQL, and its owner may be waiting for us.
+         */
+        return;
+    }
     switch (qatomic_read(&s->mode)) {
     case VIRTIO_SCSI_STARTED:
     case VIRTIO_SCSI_STOPPING:
@@ -249,16 +260,28 @@ static void queue_set_counted(VirtIOSCSIQueue *q, bool counted)
     }
 }
 
+/*
+ * A queue that has nothing to do must not keep unplugged memory.  If kicks aren't
+ * wanted, the queue may have another owner by now, and will be synced later.
+ *
+ * Context: the queue's AioContext
+ */
+static void queue_refresh_ram(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    if (dataplane_wants_kicks(q->dev)) {
+        virtio_ram_refresh(&q->ram);
+    }
+}
+
 /* Context: the queue's AioContext */
 static void queue_sync(void *opaque)
 {
     VirtIOSCSIQueue *q = opaque;
     bool wanted = dataplane_wants_kicks(q->dev);
 
-    if (wanted) {
-        /* A queue that has nothing to do must not keep unplugged memory. */
-        virtio_ram_refresh(&q->ram);
-    }
+    queue_refresh_ram(q);
 
     if (q->sync_bh && q->leader->busy) {
         /*
@@ -318,13 +341,22 @@ static void dataplane_sync(VirtIOSCSI *s)
     }
 }
 
-/* The guest's memory has changed. */
+/*
+ * The guest's memory has changed.  It may be the virtqueues' own that is gone, so
+ * nobody is to look at them.
+ */
 static void dataplane_ram_changed(VirtIORam *ram)
 {
     VirtIOSCSI *s = container_of(ram, VirtIOSCSI, ram);
 
-    if (s->mode == VIRTIO_SCSI_STARTED) {
-        dataplane_sync(s);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        if (q->ram_bh) {
+            qemu_bh_schedule(q->ram_bh);
+        } else {
+            queue_refresh_ram(q);
+        }
     }
 }
 

@@ -64,6 +64,7 @@ struct VirtIOSCSIQueue {
     VirtQueue *vq;
     AioContext *ctx;            /* the owner while the mode is STARTED */
     QEMUBH *sync_bh;            /* in ctx: attach or detach; NULL: main loop */
+    QEMUBH *ram_bh;             /* in ctx: the guest's memory has changed */
     unsigned index;             /* 0-based over the request queues */
     VirtIOSCSIQueue *leader;    /* the first queue with the same ctx */
 

@@ -552,7 +552,7 @@ void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
     unsigned n = virtio_get_queue_index(vq) - VIRTIO_SCSI_VQ_NUM_FIXED;
     VirtIOSCSIQueue *q = &s->queues[n];
 
-    if (!virtio_scsi_kick_is_ours(s)) {
+    if (!virtio_scsi_kick_is_ours(s) || virtio_device_disabled(vdev)) {
         return;
     }
     /*

@@ -31,7 +31,7 @@ struct VirtIORamList {
  * Lists
  */
 
-/* In the main loop: memory regions are finalized nowhere else. */
+/* In the main loop: memory regions are finalized with the BQL held. */
 static void list_free(void *opaque)
 {
     VirtIORamList *list = opaque;
