@@ -261,8 +261,8 @@ static void queue_set_counted(VirtIOSCSIQueue *q, bool counted)
 }
 
 /*
- * A queue that has nothing to do must not keep unplugged memory.  If kicks aren't
- * wanted, the queue may have another owner by now, and will be synced later.
+ * A queue that has nothing to do must not keep unplugged memory.  If kicks
+ * aren't wanted, the queue may have another owner by now; it is synced later.
  *
  * Context: the queue's AioContext
  */
@@ -342,8 +342,8 @@ static void dataplane_sync(VirtIOSCSI *s)
 }
 
 /*
- * The guest's memory has changed.  It may be the virtqueues' own that is gone, so
- * nobody is to look at them.
+ * The guest's memory has changed.  It may be the virtqueues' own that is gone,
+ * so nobody is to look at them.
  */
 static void dataplane_ram_changed(VirtIORam *ram)
 {

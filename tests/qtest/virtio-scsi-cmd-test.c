@@ -15,7 +15,7 @@
 #include "qemu/module.h"
 #include "scsi/constants.h"
 #include "libqos/qgraph.h"
-#include "virtio-scsi-mq-common.h"
+#include "virtio-scsi-mq-answer.h"
 
 #define CTRL_SLOT   9
 #define NUM_QUEUES  4
@@ -24,8 +24,7 @@
 #define LUN_BYTES   (LUN_BLOCKS * BLOCK)
 
 #define DATA_MAX    8192
-#define FILLER      0xee    /* mq_post_raw() puts it into data-in buffers, */
-#define GUARD       64      /* and behind them stand so many bytes */
+#define GUARD       64      /* behind buffers stand so many bytes */
 #define GUARD_BYTE  0xdd    /* of this */
 
 /* What the LUNs are; there is none with a higher number. */
@@ -117,24 +116,8 @@ static void end(MqDev *d)
  * Commands
  */
 
-typedef struct Answer {
-    struct virtio_scsi_cmd_resp resp;
-    uint32_t used_len;
-    uint8_t in[DATA_MAX + GUARD];
-} Answer;
-
-static bool all_bytes(const uint8_t *buf, size_t len, uint8_t value)
-{
-    for (size_t i = 0; i < len; i++) {
-        if (buf[i] != value) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /* One command, start to end; nothing may be written behind its buffer. */
-static void run(MqQueue *q, const MqCmd *cmd, Answer *a)
+static void run(MqQueue *q, const MqCmd *cmd, MqAnswer *a)
 {
     size_t len = MAX(cmd->in_len, cmd->out_len);
     MqSlot *slot = mq_post_cmd(q, cmd);
@@ -147,71 +130,28 @@ static void run(MqQueue *q, const MqCmd *cmd, Answer *a)
     mq_read_resp(slot, &a->resp, sizeof(a->resp));
     a->used_len = slot->used_len;
     mq_read_mem(q->dev, slot->data, a->in, len + GUARD);
-    g_assert_true(all_bytes(a->in + len, GUARD, GUARD_BYTE));
+    g_assert_true(mq_all_bytes(a->in + len, GUARD, GUARD_BYTE));
     mq_release(slot);
 }
 
-static uint16_t asc_of(const struct virtio_scsi_cmd_resp *resp)
-{
-    return resp->sense[12] << 8 | resp->sense[13];
-}
-
-static void describe(const MqCmd *cmd, const Answer *a)
-{
-    g_printerr("LUN %u CDB %02x %02x .. out %zu in %zu: response %u, "
-               "status %u, resid %u, used %u, sense %u/%04x\n",
-               cmd->lun, cmd->cdb[0], cmd->cdb[1], cmd->out_len,
-               cmd->in_len, a->resp.response, a->resp.status,
-               le32_to_cpu(a->resp.resid), a->used_len,
-               a->resp.sense[2] & 0xf, asc_of(&a->resp));
-}
-
-/* The command was good and moved so much of its buffer, from the front. */
-static void expect_moved(const MqCmd *cmd, const Answer *a, size_t moved)
-{
-    size_t len = MAX(cmd->in_len, cmd->out_len);
-
-    if (a->resp.response || a->resp.status ||
-        le32_to_cpu(a->resp.resid) != len - moved) {
-        describe(cmd, a);
-    }
-    g_assert_cmpuint(a->resp.response, ==, VIRTIO_SCSI_S_OK);
-    g_assert_cmpuint(a->resp.status, ==, GOOD);
-    g_assert_cmpuint(le32_to_cpu(a->resp.resid), ==, len - moved);
-    if (cmd->in_len) {
-        g_assert_true(all_bytes(a->in + moved, len - moved, FILLER));
-    }
-}
-
-static void expect_sense(const MqCmd *cmd, const Answer *a, uint8_t key,
+static void expect_sense(const MqCmd *cmd, const MqAnswer *a, uint8_t key,
                          uint16_t asc)
 {
-    if (a->resp.response || a->resp.status != CHECK_CONDITION ||
-        asc_of(&a->resp) != asc) {
-        describe(cmd, a);
-    }
-    mq_assert_sense(&a->resp, key, asc >> 8, asc & 0xff);
+    mq_expect_sense(cmd, a, key, asc);
     if (cmd->in_len) {
-        g_assert_true(all_bytes(a->in, cmd->in_len, FILLER));
+        g_assert_true(mq_all_bytes(a->in, cmd->in_len, MQ_FILLER));
     }
 }
 
-static void expect_overrun(const MqCmd *cmd, const Answer *a)
+static void expect_overrun(const MqCmd *cmd, const MqAnswer *a)
 {
     if (a->resp.response != VIRTIO_SCSI_S_OVERRUN) {
-        describe(cmd, a);
+        mq_describe(cmd, a);
     }
     g_assert_cmpuint(a->resp.response, ==, VIRTIO_SCSI_S_OVERRUN);
     if (cmd->in_len) {
-        g_assert_true(all_bytes(a->in, cmd->in_len, FILLER));
+        g_assert_true(mq_all_bytes(a->in, cmd->in_len, MQ_FILLER));
     }
-}
-
-static MqCmd make_cmd(uint16_t lun, uint8_t opcode)
-{
-    return (MqCmd) {
-        .lun = lun, .tag = mq_next_tag(), .cdb = { opcode },
-    };
 }
 
 static void set_lba(uint8_t *cdb, uint32_t lba)
@@ -253,7 +193,7 @@ static void set_length(uint8_t *cdb, uint32_t length)
 
 static MqCmd make_rw(uint8_t opcode, uint32_t lba, unsigned blocks)
 {
-    MqCmd cmd = make_cmd(LUN_FILE, opcode);
+    MqCmd cmd = mq_cmd(LUN_FILE, opcode);
 
     set_lba(cmd.cdb, lba);
     set_length(cmd.cdb, blocks);
@@ -312,11 +252,11 @@ static void long_read(MqDev *d, uint8_t opcode, uint32_t lba, unsigned blocks,
                       unsigned extra)
 {
     MqCmd cmd = make_rw(opcode, lba, blocks);
-    Answer a;
+    MqAnswer a;
 
     cmd.in_len = blocks * BLOCK + extra;
     run(next_queue(d), &cmd, &a);
-    expect_moved(&cmd, &a, blocks * BLOCK);
+    mq_expect_moved(&cmd, &a, blocks * BLOCK);
     g_assert_cmpmem(a.in, blocks * BLOCK,
                     image + lba * BLOCK, blocks * BLOCK);
 }
@@ -327,7 +267,7 @@ static void long_write(MqDev *d, uint8_t opcode, uint32_t lba, unsigned blocks,
     static uint32_t seed;
     g_autofree uint8_t *data = g_malloc(DATA_MAX);
     MqCmd cmd = make_rw(opcode, lba, blocks);
-    Answer a;
+    MqAnswer a;
 
     mq_fill_pattern(data, lba, DATA_MAX / BLOCK, ++seed);
     cmd.out = data;
@@ -335,7 +275,7 @@ static void long_write(MqDev *d, uint8_t opcode, uint32_t lba, unsigned blocks,
     run(next_queue(d), &cmd, &a);
     memcpy(image + lba * BLOCK, data, blocks * BLOCK);
     check_image(lba, DATA_MAX / BLOCK);
-    expect_moved(&cmd, &a, blocks * BLOCK);
+    mq_expect_moved(&cmd, &a, blocks * BLOCK);
 }
 
 static void all_lengths(MqDev *d, const uint8_t *opcodes, unsigned n,
@@ -411,7 +351,7 @@ static void all_short_buffers(MqDev *d)
     for (unsigned l = 0; l < ARRAY_SIZE(lens); l++) {
         for (unsigned i = 0; i < ARRAY_SIZE(reads); i++) {
             MqCmd cmd = make_rw(reads[i], place(l, 2), 2);
-            Answer a;
+            MqAnswer a;
 
             cmd.in_len = lens[l];
             run(next_queue(d), &cmd, &a);
@@ -419,7 +359,7 @@ static void all_short_buffers(MqDev *d)
         }
         for (unsigned i = 0; i < ARRAY_SIZE(writes); i++) {
             MqCmd cmd = make_rw(writes[i], place(l, 2), 2);
-            Answer a;
+            MqAnswer a;
 
             cmd.out = data;
             cmd.out_len = lens[l];
@@ -457,7 +397,7 @@ static const struct {
     { { REPORT_LUNS, [8] = 1 }, 256 },
 };
 
-static size_t moved_in(const MqCmd *cmd, const Answer *a)
+static size_t moved_in(const MqCmd *cmd, const MqAnswer *a)
 {
     uint32_t resid = le32_to_cpu(a->resp.resid);
 
@@ -467,7 +407,7 @@ static size_t moved_in(const MqCmd *cmd, const Answer *a)
 
 static MqCmd make_inquiry(unsigned i, unsigned extra)
 {
-    MqCmd cmd = make_cmd(LUN_FILE, 0);
+    MqCmd cmd = mq_cmd(LUN_FILE, 0);
 
     memcpy(cmd.cdb, inquiries[i].cdb, sizeof(inquiries[i].cdb));
     cmd.in_len = inquiries[i].alloc + extra;
@@ -477,13 +417,13 @@ static MqCmd make_inquiry(unsigned i, unsigned extra)
 static void all_long_inquiries(MqDev *d)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(inquiries); i++) {
-        Answer exact, a;
+        MqAnswer exact, a;
         MqCmd cmd = make_inquiry(i, 0);
         size_t moved;
 
         run(next_queue(d), &cmd, &exact);
         moved = moved_in(&cmd, &exact);
-        expect_moved(&cmd, &exact, moved);
+        mq_expect_moved(&cmd, &exact, moved);
         g_assert_cmpuint(moved, >, 0);
         if (cmd.cdb[0] == REPORT_LUNS) {
             g_assert_cmpuint(moved, ==, MIN(inquiries[i].alloc,
@@ -492,7 +432,7 @@ static void all_long_inquiries(MqDev *d)
         for (unsigned e = 0; e < ARRAY_SIZE(extras); e++) {
             cmd = make_inquiry(i, extras[e]);
             run(next_queue(d), &cmd, &a);
-            expect_moved(&cmd, &a, moved);
+            mq_expect_moved(&cmd, &a, moved);
             g_assert_cmpmem(a.in, moved, exact.in, moved);
         }
     }
@@ -508,14 +448,14 @@ static void long_list(MqDev *d, MqCmd cmd, const void *list, size_t len,
                       unsigned extra)
 {
     g_autofree uint8_t *data = g_malloc(len + extra);
-    Answer a;
+    MqAnswer a;
 
     memcpy(data, list, len);
     memset(data + len, 0x5a, extra);
     cmd.out = data;
     cmd.out_len = len + extra;
     run(next_queue(d), &cmd, &a);
-    expect_moved(&cmd, &a, len);
+    mq_expect_moved(&cmd, &a, len);
 }
 
 static void long_write_same(MqDev *d, uint8_t opcode, uint32_t lba,
@@ -542,16 +482,16 @@ static void all_long_lists(MqDev *d)
     MqCmd cmd;
 
     for (unsigned e = 0; e < ARRAY_SIZE(extras); e++) {
-        cmd = make_cmd(LUN_NULL, UNMAP);
+        cmd = mq_cmd(LUN_NULL, UNMAP);
         set_length(cmd.cdb, sizeof(unmap));
         long_list(d, cmd, unmap, sizeof(unmap), extras[e]);
 
-        cmd = make_cmd(LUN_NULL, MODE_SELECT);
+        cmd = mq_cmd(LUN_NULL, MODE_SELECT);
         cmd.cdb[1] = 0x10;
         set_length(cmd.cdb, sizeof(list6));
         long_list(d, cmd, list6, sizeof(list6), extras[e]);
 
-        cmd = make_cmd(LUN_NULL, MODE_SELECT_10);
+        cmd = mq_cmd(LUN_NULL, MODE_SELECT_10);
         cmd.cdb[1] = 0x10;
         set_length(cmd.cdb, sizeof(list10));
         long_list(d, cmd, list10, sizeof(list10), extras[e]);
@@ -568,9 +508,9 @@ static void test_long_lists(void *obj, void *arg, QGuestAllocator *alloc)
 static void all_useless_buffers(MqDev *d)
 {
     const MqCmd cmds[] = {
-        make_cmd(LUN_FILE, TEST_UNIT_READY),
-        make_cmd(LUN_FILE, SYNCHRONIZE_CACHE),
-        make_cmd(LUN_FILE, INQUIRY),
+        mq_cmd(LUN_FILE, TEST_UNIT_READY),
+        mq_cmd(LUN_FILE, SYNCHRONIZE_CACHE),
+        mq_cmd(LUN_FILE, INQUIRY),
         make_rw(READ_10, 5, 0),
         make_rw(WRITE_10, 5, 0),
     };
@@ -579,18 +519,18 @@ static void all_useless_buffers(MqDev *d)
     memset(data, 0x5a, sizeof(data));
     for (unsigned i = 0; i < ARRAY_SIZE(cmds); i++) {
         MqCmd cmd = cmds[i];
-        Answer a;
+        MqAnswer a;
 
         run(next_queue(d), &cmd, &a);
-        expect_moved(&cmd, &a, 0);
+        mq_expect_moved(&cmd, &a, 0);
         cmd.in_len = sizeof(data);
         run(next_queue(d), &cmd, &a);
-        expect_moved(&cmd, &a, 0);
+        mq_expect_moved(&cmd, &a, 0);
         cmd.in_len = 0;
         cmd.out = data;
         cmd.out_len = sizeof(data);
         run(next_queue(d), &cmd, &a);
-        expect_moved(&cmd, &a, 0);
+        mq_expect_moved(&cmd, &a, 0);
     }
 }
 
@@ -605,7 +545,7 @@ static void all_used_lengths(MqDev *d)
     const uint32_t resp = sizeof(struct virtio_scsi_cmd_resp);
     uint8_t data[3 * BLOCK];
     MqCmd cmd;
-    Answer a;
+    MqAnswer a;
 
     for (unsigned i = 0; i < ARRAY_SIZE(inquiries); i++) {
         cmd = make_inquiry(i, 100);
@@ -672,8 +612,8 @@ static void unknown_opcode(MqDev *d, uint16_t lun, uint8_t opcode,
                            uint32_t length, size_t out_len, size_t in_len)
 {
     static const uint8_t data[BLOCK];
-    MqCmd cmd = make_cmd(lun, opcode);
-    Answer a;
+    MqCmd cmd = mq_cmd(lun, opcode);
+    MqAnswer a;
 
     set_length(cmd.cdb, length);
     cmd.out = data;
@@ -759,7 +699,7 @@ static void test_wrong_direction(void *obj, void *arg, QGuestAllocator *alloc)
     };
     static const uint8_t data[DATA_MAX];
     MqDev *d = begin(obj, alloc);
-    Answer a;
+    MqAnswer a;
 
     for (unsigned i = 0; i < ARRAY_SIZE(reads) + ARRAY_SIZE(inquiries); i++) {
         MqCmd cmd = i < ARRAY_SIZE(reads)
@@ -773,7 +713,7 @@ static void test_wrong_direction(void *obj, void *arg, QGuestAllocator *alloc)
         expect_overrun(&cmd, &a);
     }
     for (unsigned i = 0; i < ARRAY_SIZE(to_disk); i++) {
-        MqCmd cmd = make_cmd(LUN_FILE, to_disk[i]);
+        MqCmd cmd = mq_cmd(LUN_FILE, to_disk[i]);
 
         set_length(cmd.cdb, 8);
         cmd.in_len = DATA_MAX;
@@ -792,13 +732,13 @@ static void test_wrong_direction(void *obj, void *arg, QGuestAllocator *alloc)
 /* GOOD, with fixed format sense data that say @key and @asc */
 static void expect_held(MqDev *d, uint16_t lun, uint8_t key, uint16_t asc)
 {
-    MqCmd cmd = make_cmd(lun, REQUEST_SENSE);
-    Answer a;
+    MqCmd cmd = mq_cmd(lun, REQUEST_SENSE);
+    MqAnswer a;
 
     set_length(cmd.cdb, 18);
     cmd.in_len = 18;
     run(next_queue(d), &cmd, &a);
-    expect_moved(&cmd, &a, 18);
+    mq_expect_moved(&cmd, &a, 18);
     g_assert_cmphex(a.in[0], ==, 0x70);
     g_assert_cmphex(a.in[2], ==, key);
     g_assert_cmphex(a.in[12] << 8 | a.in[13], ==, asc);
@@ -807,7 +747,7 @@ static void expect_held(MqDev *d, uint16_t lun, uint8_t key, uint16_t asc)
 static void read_beyond_end(MqDev *d, uint16_t lun)
 {
     MqCmd cmd = make_rw(READ_10, LUN_BLOCKS, 1);
-    Answer a;
+    MqAnswer a;
 
     cmd.lun = lun;
     cmd.in_len = 4 * BLOCK; /* a CD's block */
@@ -819,7 +759,7 @@ static void test_request_sense(void *obj, void *arg, QGuestAllocator *alloc)
 {
     MqDev *d = begin(obj, alloc);
     MqCmd cmd;
-    Answer a;
+    MqAnswer a;
 
     /* Through another queue than the command's; told once */
     for (unsigned i = 0; i < NUM_QUEUES + 1; i++) {
@@ -836,12 +776,12 @@ static void test_request_sense(void *obj, void *arg, QGuestAllocator *alloc)
 
     /* Descriptor format */
     read_beyond_end(d, LUN_FILE);
-    cmd = make_cmd(LUN_FILE, REQUEST_SENSE);
+    cmd = mq_cmd(LUN_FILE, REQUEST_SENSE);
     cmd.cdb[1] = 1;
     set_length(cmd.cdb, 18);
     cmd.in_len = 18;
     run(next_queue(d), &cmd, &a);
-    expect_moved(&cmd, &a, 8);
+    mq_expect_moved(&cmd, &a, 8);
     g_assert_cmphex(ldl_be_p(a.in), ==, 0x72052100);
     end(d);
 }
@@ -910,8 +850,8 @@ static void unplug(MqDev *d)
 /* The next command gets this one. */
 static void expect_ua(MqDev *d, uint16_t lun, uint16_t ua)
 {
-    MqCmd cmd = make_cmd(lun, TEST_UNIT_READY);
-    Answer a;
+    MqCmd cmd = mq_cmd(lun, TEST_UNIT_READY);
+    MqAnswer a;
 
     run(next_queue(d), &cmd, &a);
     expect_sense(&cmd, &a, UNIT_ATTENTION, ua);
@@ -919,11 +859,11 @@ static void expect_ua(MqDev *d, uint16_t lun, uint16_t ua)
 
 static void expect_no_ua(MqDev *d, uint16_t lun)
 {
-    MqCmd cmd = make_cmd(lun, TEST_UNIT_READY);
-    Answer a;
+    MqCmd cmd = mq_cmd(lun, TEST_UNIT_READY);
+    MqAnswer a;
 
     run(next_queue(d), &cmd, &a);
-    expect_moved(&cmd, &a, 0);
+    mq_expect_moved(&cmd, &a, 0);
 }
 
 #define RACERS 6    /* commands on each queue */
@@ -936,7 +876,7 @@ typedef struct Race {
 static void race_post(MqDev *d, Race *race)
 {
     for (unsigned i = 0; i < NUM_QUEUES * RACERS; i++) {
-        MqCmd cmd = i % 3 ? make_cmd(LUN_FILE, TEST_UNIT_READY)
+        MqCmd cmd = i % 3 ? mq_cmd(LUN_FILE, TEST_UNIT_READY)
                           : mq_read10(LUN_FILE, i, 1);
 
         race->slot[i] = mq_post_cmd(mq_queue(d, i % NUM_QUEUES), &cmd);
@@ -957,7 +897,7 @@ static void race_finish(MqDev *d, Race *race)
         mq_release(race->slot[i]);
         race->ua[i] = 0;
         if (resp.status != GOOD) {
-            race->ua[i] = asc_of(&resp);
+            race->ua[i] = mq_asc(&resp);
             mq_assert_sense(&resp, UNIT_ATTENTION, race->ua[i] >> 8,
                             race->ua[i] & 0xff);
         }
@@ -1063,11 +1003,11 @@ static void test_ua_order(void *obj, void *arg, QGuestAllocator *alloc)
         raise_three(d);
         expect_ua(d, LUN_FILE, UA_RESET);
         for (unsigned i = 0; i < ARRAY_SIZE(seen); i++) {
-            MqCmd cmd = make_cmd(LUN_FILE, TEST_UNIT_READY);
-            Answer a;
+            MqCmd cmd = mq_cmd(LUN_FILE, TEST_UNIT_READY);
+            MqAnswer a;
 
             run(next_queue(d), &cmd, &a);
-            seen[i] = asc_of(&a.resp);
+            seen[i] = mq_asc(&a.resp);
             expect_sense(&cmd, &a, UNIT_ATTENTION, seen[i]);
         }
         g_assert_cmphex(MIN(seen[0], seen[1]), ==, UA_CAPACITY);
@@ -1110,11 +1050,11 @@ static void test_ua_kept(void *obj, void *arg, QGuestAllocator *alloc)
     resize(d);
     for (unsigned i = 0; i < 4 * NUM_QUEUES; i++) {
         MqCmd cmd = polite[i % ARRAY_SIZE(polite)];
-        Answer a;
+        MqAnswer a;
 
         cmd.tag = mq_next_tag();
         run(next_queue(d), &cmd, &a);
-        expect_moved(&cmd, &a, cmd.in_len);
+        mq_expect_moved(&cmd, &a, cmd.in_len);
     }
     expect_ua(d, LUN_FILE, UA_RESET);
     expect_no_ua(d, LUN_NULL);
@@ -1127,8 +1067,8 @@ static void test_ua_report_luns(void *obj, void *arg, QGuestAllocator *alloc)
     MqDev *d = begin(obj, alloc);
 
     for (unsigned with_reset = 0; with_reset < 2; with_reset++) {
-        MqCmd cmd = make_cmd(LUN_FILE, REPORT_LUNS);
-        Answer a;
+        MqCmd cmd = mq_cmd(LUN_FILE, REPORT_LUNS);
+        MqAnswer a;
 
         plug(d);
         if (with_reset) {
@@ -1137,7 +1077,7 @@ static void test_ua_report_luns(void *obj, void *arg, QGuestAllocator *alloc)
         set_length(cmd.cdb, 8 + 8 * NUM_LUNS);
         cmd.in_len = 8 + 8 * NUM_LUNS;
         run(next_queue(d), &cmd, &a);
-        expect_moved(&cmd, &a, cmd.in_len);
+        mq_expect_moved(&cmd, &a, cmd.in_len);
         if (with_reset) {
             expect_ua(d, LUN_FILE, UA_RESET);
         }
@@ -1156,11 +1096,11 @@ static void test_ua_before_errors(void *obj, void *arg, QGuestAllocator *alloc)
     };
     static const uint8_t data[BLOCK];
     MqDev *d = begin(obj, alloc);
-    Answer a;
+    MqAnswer a;
 
     for (unsigned i = 0; i < ARRAY_SIZE(opcodes); i++) {
         for (unsigned out = 0; out < 2; out++) {
-            MqCmd cmd = make_cmd(LUN_FILE, opcodes[i]);
+            MqCmd cmd = mq_cmd(LUN_FILE, opcodes[i]);
 
             set_length(cmd.cdb, 8 * out);
             cmd.out = data;
@@ -1181,7 +1121,7 @@ static void test_ua_overrun(void *obj, void *arg, QGuestAllocator *alloc)
 {
     static const uint8_t data[BLOCK];
     MqDev *d = begin(obj, alloc);
-    Answer a;
+    MqAnswer a;
 
     for (unsigned i = 0; i < 3; i++) {
         MqCmd cmd = make_rw(i == 2 ? WRITE_10 : READ_10, 0, 2);
@@ -1211,8 +1151,8 @@ static void test_ua_no_lun(void *obj, void *arg, QGuestAllocator *alloc)
     MqDev *d = begin(obj, alloc);
 
     for (unsigned lun = 0; lun < NUM_LUNS; lun++) {
-        MqCmd cmd = make_cmd(NO_LUN, TEST_UNIT_READY);
-        Answer a;
+        MqCmd cmd = mq_cmd(NO_LUN, TEST_UNIT_READY);
+        MqAnswer a;
 
         lun_reset(d, lun);
         run(next_queue(d), &cmd, &a);
@@ -1227,8 +1167,8 @@ static void test_ua_no_lun(void *obj, void *arg, QGuestAllocator *alloc)
 static void test_ua_request_sense(void *obj, void *arg, QGuestAllocator *alloc)
 {
     MqDev *d = begin(obj, alloc);
-    MqCmd cmd = make_cmd(LUN_FILE, REQUEST_SENSE);
-    Answer a;
+    MqCmd cmd = mq_cmd(LUN_FILE, REQUEST_SENSE);
+    MqAnswer a;
 
     lun_reset(d, LUN_FILE);
     set_length(cmd.cdb, 18);

@@ -41,7 +41,7 @@ static void framed_read(MqDev *d, Arena *a, const Cuts *cuts, uint32_t lba,
                         unsigned blocks, unsigned room)
 {
     MqCmd cmd = mq_read10(LUN_FILE, lba, blocks);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     cmd.in_len = room;
     data_run(data_queue(d), a, &cmd, cuts, ans);
@@ -49,7 +49,7 @@ static void framed_read(MqDev *d, Arena *a, const Cuts *cuts, uint32_t lba,
         data_expect_read(&cmd, ans, lba, blocks);
     } else {
         g_assert_cmpuint(ans->resp.response, ==, VIRTIO_SCSI_S_OVERRUN);
-        g_assert_true(data_all_bytes(ans->in, room, FILLER));
+        g_assert_true(mq_all_bytes(ans->in, room, MQ_FILLER));
     }
 }
 
@@ -58,13 +58,13 @@ static void framed_write(MqDev *d, Arena *a, const Cuts *cuts, uint32_t lba,
 {
     g_autofree uint8_t *data = g_malloc(DATA_MAX);
     MqCmd cmd = mq_write10(LUN_FILE, lba, blocks, data);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     data_fill(data, lba, DATA_MAX / BLOCK);
     cmd.out_len = room;
     data_run(data_queue(d), a, &cmd, cuts, ans);
     if (room >= blocks * BLOCK) {
-        data_expect_moved(&cmd, ans, blocks * BLOCK);
+        mq_expect_moved(&cmd, ans, blocks * BLOCK);
         memcpy(data_image[LUN_FILE] + lba * BLOCK, data, blocks * BLOCK);
     } else {
         g_assert_cmpuint(ans->resp.response, ==, VIRTIO_SCSI_S_OVERRUN);
@@ -99,8 +99,8 @@ void data_framed_lists(MqDev *d, Arena *a, const Cuts *cuts)
         { .cdb = { SERVICE_ACTION_IN_16, SAI_READ_CAPACITY_16, [13] = 32 },
           .in_len = 32 },
     };
-    g_autofree Answer *plain = g_new(Answer, 1);
-    g_autofree Answer *cut = g_new(Answer, 1);
+    g_autofree MqAnswer *plain = g_new(MqAnswer, 1);
+    g_autofree MqAnswer *cut = g_new(MqAnswer, 1);
 
     for (unsigned i = 0; i < ARRAY_SIZE(cmds); i++) {
         cmds[i].tag = mq_next_tag();
@@ -111,7 +111,7 @@ void data_framed_lists(MqDev *d, Arena *a, const Cuts *cuts)
         g_assert_cmpmem(&cut->resp, sizeof(cut->resp),
                         &plain->resp, sizeof(plain->resp));
         g_assert_cmpuint(cut->used_len, ==, plain->used_len);
-        g_assert_false(data_all_bytes(cut->in, 8, FILLER));
+        g_assert_false(mq_all_bytes(cut->in, 8, MQ_FILLER));
     }
 }
 
@@ -121,13 +121,13 @@ static void framed_write_same(MqDev *d, Arena *a, const Cuts *cuts)
     enum { LBA = 3000, COUNT = 40 };
     uint8_t data[BLOCK] = { 0 };
     MqCmd cmd = mq_write10(LUN_FILE, LBA, COUNT, data);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     data_fill(data, LBA, 1);
     cmd.cdb[0] = WRITE_SAME_10;
     cmd.out_len = BLOCK;
     data_run(data_queue(d), a, &cmd, cuts, ans);
-    data_expect_moved(&cmd, ans, BLOCK);
+    mq_expect_moved(&cmd, ans, BLOCK);
     for (unsigned i = 0; i < COUNT; i++) {
         memcpy(data_image[LUN_FILE] + (LBA + i) * BLOCK, data, BLOCK);
     }
@@ -145,11 +145,11 @@ void data_set_write_cache(MqDev *d, Arena *a, const Cuts *cuts, bool on)
         .tag = mq_next_tag(), .cdb = { MODE_SELECT_10, 0x10, [8] = 28 },
         .out_len = 28,
     };
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
     uint8_t page[28];
 
     data_run(data_queue(d), a, &sense, cuts, ans);
-    data_expect_moved(&sense, ans, sizeof(page));
+    mq_expect_moved(&sense, ans, sizeof(page));
     memcpy(page, ans->in, sizeof(page));
     g_assert_cmphex(page[8] & 0x3f, ==, 8);
     memset(page, 0, 8);
@@ -157,7 +157,7 @@ void data_set_write_cache(MqDev *d, Arena *a, const Cuts *cuts, bool on)
     page[10] = on ? 4 : 0;
     select.out = page;
     data_run(data_queue(d), a, &select, cuts, ans);
-    data_expect_moved(&select, ans, sizeof(page));
+    mq_expect_moved(&select, ans, sizeof(page));
 
     data_run(data_queue(d), a, &sense, cuts, ans);
     g_assert_cmphex(ans->in[10], ==, on ? 4 : 0);
@@ -202,11 +202,11 @@ static MqCmd crowd_cmd(unsigned i)
     case 0:
         return mq_read10(LUN_FILE, 7 * i, 1);
     case 1:
-        return data_cmd(LUN_FILE, TEST_UNIT_READY);
+        return mq_cmd(LUN_FILE, TEST_UNIT_READY);
     case 2:
         return mq_read10(LUN_STOP, 11 * i, 1);
     case 3:
-        return data_cmd(LUN_CD, TEST_UNIT_READY);
+        return mq_cmd(LUN_CD, TEST_UNIT_READY);
     default:
         return mq_read10(LUN_FILE, LUN_BLOCKS, 1);
     }

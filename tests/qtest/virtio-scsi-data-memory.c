@@ -313,7 +313,7 @@ void test_bus_master(const DataConfig *cfg)
 {
     MqDev *d = data_begin(cfg);
     g_autofree Arena *a = arena_new(d);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
     g_autofree Request *r = g_new(Request, NUM_QUEUES);
 
     for (unsigned round = 0; round < 3; round++) {
@@ -475,7 +475,7 @@ static void check_moves(MqDev *d, uint64_t place, const uint8_t *at_source)
 
         g_test_message("command %u", i);
         if (i % 8 == 7) {
-            g_assert_false(data_all_bytes(data, 96, FILLER));
+            g_assert_false(mq_all_bytes(data, 96, MQ_FILLER));
         } else {
             g_assert_cmpmem(data, len, data_image[LUN_FILE] + i * len, len);
         }
@@ -498,7 +498,7 @@ void test_dirty_log(const DataConfig *cfg)
     QTestState *to = data_begin_incoming(cfg);
 
     g_assert_cmphex(ballast, >, place);
-    qtest_memset(d->qts, place, FILLER, MOVES * MOVE_ROOM);
+    qtest_memset(d->qts, place, MQ_FILLER, MOVES * MOVE_ROOM);
     copy_up_to_ballast(d, ballast, uri);
     move_all(d, a, place, cfg->less_features);
     check_moves(d, place, NULL);

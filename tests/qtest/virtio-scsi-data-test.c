@@ -53,15 +53,15 @@ static void expect_no_medium(MqDev *d, Arena *a, const Cuts *cuts)
         cd_read(0, 1, CD_BLOCK), cd_read(0, 3, 3 * CD_BLOCK),
         cd_read(0, 1, CD_BLOCK + 77), cd_read(0, 0, 0),
         cd_read(0xffffff00, 1, CD_BLOCK), cd_read(0xffffff00, 0, 0),
-        data_cmd(LUN_CD, TEST_UNIT_READY),
+        mq_cmd(LUN_CD, TEST_UNIT_READY),
     };
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     for (unsigned i = 0; i < ARRAY_SIZE(cmds); i++) {
         data_run(data_queue(d), a, &cmds[i], cuts, ans);
-        data_expect_sense(&cmds[i], ans, NOT_READY, 0x3a00);
+        mq_expect_sense(&cmds[i], ans, NOT_READY, 0x3a00);
         g_assert_cmpuint(le32_to_cpu(ans->resp.resid), ==, cmds[i].in_len);
-        g_assert_true(data_all_bytes(ans->in, cmds[i].in_len, FILLER));
+        g_assert_true(mq_all_bytes(ans->in, cmds[i].in_len, MQ_FILLER));
     }
     g_assert_cmpint(stat_of(d->qts, LUN_CD, "failed_rd_operations"), ==,
                     failed);
@@ -70,13 +70,13 @@ static void expect_no_medium(MqDev *d, Arena *a, const Cuts *cuts)
 
 static void expect_cd(MqDev *d, Arena *a, const Cuts *cuts)
 {
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     for (unsigned lba = 0; lba < 100; lba += 25) {
         MqCmd cmd = cd_read(lba, 3, 3 * CD_BLOCK + lba);
 
         data_run(data_queue(d), a, &cmd, cuts, ans);
-        data_expect_moved(&cmd, ans, 3 * CD_BLOCK);
+        mq_expect_moved(&cmd, ans, 3 * CD_BLOCK);
         g_assert_cmpmem(ans->in, 3 * CD_BLOCK,
                         data_image[LUN_FILE] + lba * CD_BLOCK, 3 * CD_BLOCK);
     }
@@ -85,12 +85,12 @@ static void expect_cd(MqDev *d, Arena *a, const Cuts *cuts)
 /* Only with this a LUN gets to know how big a new medium is. */
 static void read_capacity(MqDev *d, Arena *a)
 {
-    MqCmd cmd = data_cmd(LUN_CD, READ_CAPACITY_10);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    MqCmd cmd = mq_cmd(LUN_CD, READ_CAPACITY_10);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     cmd.in_len = 8;
     data_run(data_queue(d), a, &cmd, &data_one_piece, ans);
-    data_expect_moved(&cmd, ans, 8);
+    mq_expect_moved(&cmd, ans, 8);
     g_assert_cmpuint(ldl_be_p(ans->in), ==, LUN_BYTES / CD_BLOCK - 1);
     g_assert_cmpuint(ldl_be_p(ans->in + 4), ==, CD_BLOCK);
 }
@@ -152,7 +152,7 @@ static void test_eject_in_flight(const DataConfig *cfg)
     MqDev *d = data_begin(cfg);
     g_autofree Arena *a = arena_new(d);
     g_autofree Request *r = g_new(Request, NUM_QUEUES);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     for (unsigned round = 0; round < 4; round++) {
         MqCmd cmd = cd_read(0, 1, CD_BLOCK);
@@ -163,7 +163,7 @@ static void test_eject_in_flight(const DataConfig *cfg)
         read_capacity(d, a);
         data_throttle(d, LUN_CD, true);
         data_run(mq_queue(d, 0), a, &cmd, &data_one_piece, ans);
-        data_expect_moved(&cmd, ans, CD_BLOCK);
+        mq_expect_moved(&cmd, ans, CD_BLOCK);
 
         arena_clear(a);
         for (unsigned i = 0; i < NUM_QUEUES; i++) {
@@ -178,11 +178,11 @@ static void test_eject_in_flight(const DataConfig *cfg)
         for (unsigned i = 0; i < NUM_QUEUES; i++) {
             data_finish(&r[i], ans);
             if (ans->resp.status == GOOD) {
-                data_expect_moved(&r[i].cmd, ans, CD_BLOCK);
+                mq_expect_moved(&r[i].cmd, ans, CD_BLOCK);
                 g_assert_cmpmem(ans->in, CD_BLOCK,
                                 data_image[LUN_FILE] + i * CD_BLOCK, CD_BLOCK);
             } else {
-                data_expect_sense(&r[i].cmd, ans, NOT_READY, 0x3a00);
+                mq_expect_sense(&r[i].cmd, ans, NOT_READY, 0x3a00);
             }
         }
         arena_check(a);
@@ -212,10 +212,10 @@ static void expect_io_error(MqDev *d, Arena *a, uint16_t lun, bool write,
     int64_t failed = stat_of(d->qts, lun, stat);
     uint8_t data[3 * BLOCK] = { 0 };
     MqCmd cmd = around(lun, BAD_LBA, write, data);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     data_run(data_queue(d), a, &cmd, cuts, ans);
-    data_expect_sense(&cmd, ans, ABORTED_COMMAND, 0x0006);
+    mq_expect_sense(&cmd, ans, ABORTED_COMMAND, 0x0006);
     g_assert_cmpint(stat_of(d->qts, lun, stat), ==, failed + 1);
     data_check_image(lun);
 }
@@ -249,7 +249,7 @@ static void stop_and_cont(MqDev *d, uint32_t lba, bool write, const Cuts *cuts)
 {
     g_autofree Arena *a = arena_new(d);
     g_autofree Request *r = g_new(Request, 1);
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
     uint8_t data[3 * BLOCK] = { 0 };
     MqCmd cmd = around(LUN_STOP, lba, write, data);
     MqQueue *q = data_queue(d);
@@ -266,7 +266,7 @@ static void stop_and_cont(MqDev *d, uint32_t lba, bool write, const Cuts *cuts)
     data_finish(r, ans);
     arena_check(a);
     if (write) {
-        data_expect_moved(&cmd, ans, sizeof(data));
+        mq_expect_moved(&cmd, ans, sizeof(data));
         memcpy(data_image[LUN_STOP] + (lba - 1) * BLOCK, data, sizeof(data));
     } else {
         data_expect_read(&cmd, ans, lba - 1, 3);
@@ -318,7 +318,7 @@ static void settle(MqDev *d)
 {
     mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_STOP, 1);
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        MqCmd cmd = data_cmd(LUN_STOP, TEST_UNIT_READY);
+        MqCmd cmd = mq_cmd(LUN_STOP, TEST_UNIT_READY);
 
         mq_run_good(mq_queue(d, i), &cmd, NULL);
     }
@@ -350,7 +350,7 @@ static void check_tmf(MqDev *d, Arena *a, uint32_t subtype)
 
     run_tmf(d, subtype, f->r[victim].cmd.tag);
     for (unsigned i = 0; i < FLIGHT_SIZE; i++) {
-        g_autofree Answer *ans = g_new(Answer, 1);
+        g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
         data_finish(&f->r[i], ans);
         if (all || i == victim) {
@@ -358,7 +358,7 @@ static void check_tmf(MqDev *d, Arena *a, uint32_t subtype)
                              all ? VIRTIO_SCSI_S_RESET
                                  : VIRTIO_SCSI_S_ABORTED);
         } else if (i % 2) {
-            data_expect_moved(&f->r[i].cmd, ans, FLIGHT_BLOCKS * BLOCK);
+            mq_expect_moved(&f->r[i].cmd, ans, FLIGHT_BLOCKS * BLOCK);
         } else {
             data_expect_read(&f->r[i].cmd, ans,
                              FLIGHT_LBA + FLIGHT_BLOCKS * i, FLIGHT_BLOCKS);
@@ -404,10 +404,10 @@ static void expect_flushes(MqDev *d, Arena *a, MqCmd cmd, unsigned writes,
 {
     int64_t wr = stat_of(d->qts, LUN_FILE, "wr_operations");
     int64_t flush = stat_of(d->qts, LUN_FILE, "flush_operations");
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     data_run(data_queue(d), a, &cmd, &data_small_cuts, ans);
-    data_expect_moved(&cmd, ans, MAX(cmd.in_len, cmd.out_len));
+    mq_expect_moved(&cmd, ans, MAX(cmd.in_len, cmd.out_len));
     g_assert_cmpint(stat_of(d->qts, LUN_FILE, "wr_operations"), ==,
                     wr + writes);
     g_assert_cmpint(stat_of(d->qts, LUN_FILE, "flush_operations"), ==,
@@ -429,7 +429,7 @@ static void with_fua(MqDev *d, Arena *a)
         cmd.cdb[1] = fua << 3;
         expect_flushes(d, a, cmd, 0, fua);
     }
-    expect_flushes(d, a, data_cmd(LUN_FILE, SYNCHRONIZE_CACHE), 0, 1);
+    expect_flushes(d, a, mq_cmd(LUN_FILE, SYNCHRONIZE_CACHE), 0, 1);
     data_check_image(LUN_FILE);
 }
 

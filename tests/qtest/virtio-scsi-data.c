@@ -420,7 +420,7 @@ static void fill_streams(Request *r)
         memcpy(buf + HEAD_LEN, r->cmd.out, r->cmd.out_len);
     }
     stream_write(&r->out, r->arena, buf);
-    memset(buf, FILLER, r->in.len);
+    memset(buf, MQ_FILLER, r->in.len);
     memset(buf, 0xff, RESP_LEN);
     stream_write(&r->in, r->arena, buf);
 }
@@ -434,7 +434,7 @@ void data_prepare(Request *r, Arena *a, const MqCmd *cmd, const Cuts *cuts)
     fill_streams(r);
 }
 
-void data_finish(Request *r, Answer *ans)
+void data_finish(Request *r, MqAnswer *ans)
 {
     g_autofree uint8_t *buf = g_malloc(r->in.len);
 
@@ -449,7 +449,7 @@ void data_finish(Request *r, Answer *ans)
 
 /* One command, start to end; no other memory may have changed. */
 void data_run(MqQueue *q, Arena *a, const MqCmd *cmd, const Cuts *cuts,
-              Answer *ans)
+              MqAnswer *ans)
 {
     g_autofree Request *r = g_new(Request, 1);
 
@@ -461,66 +461,12 @@ void data_run(MqQueue *q, Arena *a, const MqCmd *cmd, const Cuts *cuts,
     arena_check(a);
 }
 
-bool data_all_bytes(const uint8_t *buf, size_t len, uint8_t value)
-{
-    for (size_t i = 0; i < len; i++) {
-        if (buf[i] != value) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static void describe(const MqCmd *cmd, const Answer *a)
-{
-    g_printerr("LUN %u CDB %02x %02x .. out %zu in %zu: response %u, "
-               "status %u, resid %u, used %u, sense %x/%02x/%02x\n",
-               cmd->lun, cmd->cdb[0], cmd->cdb[1], cmd->out_len,
-               cmd->in_len, a->resp.response, a->resp.status,
-               le32_to_cpu(a->resp.resid), a->used_len,
-               a->resp.sense[2] & 0xf, a->resp.sense[12], a->resp.sense[13]);
-}
-
-/* The command was good and moved so much of its buffer, from the front. */
-void data_expect_moved(const MqCmd *cmd, const Answer *a, size_t moved)
-{
-    size_t len = MAX(cmd->in_len, cmd->out_len);
-
-    if (a->resp.response || a->resp.status ||
-        le32_to_cpu(a->resp.resid) != len - moved) {
-        describe(cmd, a);
-    }
-    g_assert_cmpuint(a->resp.response, ==, VIRTIO_SCSI_S_OK);
-    g_assert_cmpuint(a->resp.status, ==, GOOD);
-    g_assert_cmpuint(le32_to_cpu(a->resp.resid), ==, len - moved);
-    if (cmd->in_len) {
-        g_assert_true(data_all_bytes(a->in + moved, len - moved, FILLER));
-    }
-}
-
-void data_expect_read(const MqCmd *cmd, const Answer *a, uint32_t lba,
+void data_expect_read(const MqCmd *cmd, const MqAnswer *a, uint32_t lba,
                       unsigned blocks)
 {
-    data_expect_moved(cmd, a, blocks * BLOCK);
+    mq_expect_moved(cmd, a, blocks * BLOCK);
     g_assert_cmpmem(a->in, blocks * BLOCK,
                     data_image[cmd->lun] + lba * BLOCK, blocks * BLOCK);
-}
-
-void data_expect_sense(const MqCmd *cmd, const Answer *a, uint8_t key,
-                       uint16_t asc)
-{
-    if (a->resp.response || a->resp.status != CHECK_CONDITION ||
-        a->resp.sense[12] != asc >> 8) {
-        describe(cmd, a);
-    }
-    mq_assert_sense(&a->resp, key, asc >> 8, asc & 0xff);
-}
-
-MqCmd data_cmd(uint16_t lun, uint8_t opcode)
-{
-    return (MqCmd) {
-        .lun = lun, .tag = mq_next_tag(), .cdb = { opcode },
-    };
 }
 
 void data_fill(uint8_t *buf, uint32_t lba, unsigned blocks)
@@ -532,11 +478,11 @@ void data_fill(uint8_t *buf, uint32_t lba, unsigned blocks)
 
 void data_take_ua(MqDev *d, Arena *a, uint16_t lun)
 {
-    g_autofree Answer *ans = g_new(Answer, 1);
+    g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
     unsigned n = 0;
 
     do {
-        MqCmd cmd = data_cmd(lun, TEST_UNIT_READY);
+        MqCmd cmd = mq_cmd(lun, TEST_UNIT_READY);
 
         data_run(data_queue(d), a, &cmd, &data_one_piece, ans);
         g_assert_cmpuint(n++, <, 8);

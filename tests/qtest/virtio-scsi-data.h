@@ -15,17 +15,16 @@
 
 #include "qemu/units.h"
 #include "scsi/constants.h"
-#include "virtio-scsi-mq-common.h"
+#include "virtio-scsi-mq-answer.h"
 
 #define NUM_QUEUES  4
 #define BLOCK       512
 #define LUN_BLOCKS  8192u
 #define LUN_BYTES   (LUN_BLOCKS * BLOCK)
 
-#define DATA_MAX    (64 * 1024)
+#define DATA_MAX    MQ_ANSWER_MAX
 #define MAX_PIECES  900
 #define ARENA_SIZE  (512 * 1024)
-#define FILLER      0xee    /* what is in data-in buffers before */
 
 #define HEAD_LEN    sizeof(struct virtio_scsi_cmd_req)
 #define RESP_LEN    sizeof(struct virtio_scsi_cmd_resp)
@@ -66,7 +65,6 @@ void data_migrated(MqDev *d, QTestState *to);
 MqQueue *data_queue(MqDev *d);
 void data_check_image(unsigned lun);
 void data_fill(uint8_t *buf, uint32_t lba, unsigned blocks);
-bool data_all_bytes(const uint8_t *buf, size_t len, uint8_t value);
 
 /*
  * Memory for the pieces of one or more commands, with gaps between them, and
@@ -115,28 +113,18 @@ typedef struct Request {
     MqSlot *slot;
 } Request;
 
-typedef struct Answer {
-    struct virtio_scsi_cmd_resp resp;
-    uint32_t used_len;
-    uint8_t in[DATA_MAX];
-} Answer;
-
-MqCmd data_cmd(uint16_t lun, uint8_t opcode);
 void data_prepare(Request *r, Arena *a, const MqCmd *cmd, const Cuts *cuts);
 void data_post(MqQueue *q, Request *r);
-void data_finish(Request *r, Answer *ans);
+void data_finish(Request *r, MqAnswer *ans);
 void data_run(MqQueue *q, Arena *a, const MqCmd *cmd, const Cuts *cuts,
-              Answer *ans);
+              MqAnswer *ans);
 
 /* The same with header and response in @a and the data, uncut, elsewhere */
 void data_prepare_far(Request *r, Arena *a, const MqCmd *cmd, uint64_t data);
 void data_finish_far(Request *r, struct virtio_scsi_cmd_resp *resp);
 
-void data_expect_moved(const MqCmd *cmd, const Answer *a, size_t moved);
-void data_expect_read(const MqCmd *cmd, const Answer *a, uint32_t lba,
+void data_expect_read(const MqCmd *cmd, const MqAnswer *a, uint32_t lba,
                       unsigned blocks);
-void data_expect_sense(const MqCmd *cmd, const Answer *a, uint8_t key,
-                       uint16_t asc);
 
 /* Take the unit attentions of a LUN, whatever TEST UNIT READY says then */
 void data_take_ua(MqDev *d, Arena *a, uint16_t lun);

@@ -504,7 +504,7 @@ MqSlot *mq_post_raw(MqQueue *q, const void *head, size_t head_len,
         memcpy(image + SLOT_DATA, out, out_len);
     }
     /* Not zero: an answer that was never written must not look good. */
-    memset(image + SLOT_DATA + out_len, 0xee, in_len);
+    memset(image + SLOT_DATA + out_len, MQ_FILLER, in_len);
     memset(image + (slot->resp - base), 0xff, resp_len);
     qtest_bufwrite(qts_of(q), base, image, image_len);
 

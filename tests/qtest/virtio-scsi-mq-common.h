@@ -149,6 +149,9 @@ void mq_release(MqSlot *slot);
 void mq_read_mem(MqDev *d, uint64_t addr, void *buf, size_t len);
 uint8_t *mq_read_slots(MqQueue *q);
 
+/* What is in data-in buffers before the device has answered */
+#define MQ_FILLER 0xee
+
 /* Commands */
 MqCmd mq_read10(uint16_t lun, uint32_t lba, uint16_t blocks);
 MqCmd mq_write10(uint16_t lun, uint32_t lba, uint16_t blocks,
