@@ -181,6 +181,9 @@ bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s)
 
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
 {
+    if (virtio_device_disabled((VirtIODevice *)s)) {
+        return false; /* see virtio_scsi_notify() */
+    }
     switch (qatomic_read(&s->mode)) {
     case VIRTIO_SCSI_FALLBACK:
         return true;

@@ -503,10 +503,8 @@ static int queue_process_ring(VirtIOSCSIQueue *q, int max)
 }
 
 /* Returns true if there is more to do. */
-static bool queue_run_batch(VirtIOSCSIQueue *q)
+static bool queue_run_batch(VirtIOSCSIQueue *q, bool switch_kicks)
 {
-    /* While the event loop polls, it has switched kicks off by itself. */
-    bool switch_kicks = virtio_queue_get_notification(q->vq);
     int left = CMD_BATCH;
     int done;
 
@@ -530,20 +528,20 @@ static bool queue_run_batch(VirtIOSCSIQueue *q)
  */
 static void queue_run(VirtIOSCSIQueue *q)
 {
+    /* While the event loop polls, it has switched kicks off by itself... */
+    bool switch_kicks = virtio_queue_get_notification(q->vq);
     bool more;
-
-    /* Whoever polls comes again; else we have to make sure of it. */
-    bool polled = !virtio_queue_get_notification(q->vq);
 
     virtio_ram_refresh(&q->ram);
     do {
         /* Submit all to the host kernel at once, and interrupt once. */
         q->leader->busy++;
         defer_call_begin();
-        more = queue_run_batch(q);
+        more = queue_run_batch(q, switch_kicks);
         defer_call_end();
         q->leader->busy--;
-    } while (more && !polled && !virtio_scsi_put_off(q));
+        /* ...and comes again; else we have to make sure of that. */
+    } while (more && switch_kicks && !virtio_scsi_put_off(q));
 }
 
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
@@ -552,7 +550,7 @@ void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
     unsigned n = virtio_get_queue_index(vq) - VIRTIO_SCSI_VQ_NUM_FIXED;
     VirtIOSCSIQueue *q = &s->queues[n];
 
-    if (!virtio_scsi_kick_is_ours(s) || virtio_device_disabled(vdev)) {
+    if (!virtio_scsi_kick_is_ours(s)) {
         return;
     }
     /*

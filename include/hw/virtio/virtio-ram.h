@@ -80,12 +80,6 @@ void virtio_ram_drop(VirtIORamView *view);
 /** virtio_ram_unpin: after virtio_ram_pin(). Context: owner of the view. */
 void virtio_ram_unpin(VirtIORamPin *pin);
 
-/** virtio_ram_current: context: any thread; to compare only. */
-static inline VirtIORamList *virtio_ram_current(const VirtIORamView *view)
-{
-    return qatomic_read(&view->ram->list);
-}
-
 /**
  * virtio_ram_refresh:
  * @view: of a device that was started
@@ -100,7 +94,7 @@ static inline void virtio_ram_refresh(VirtIORamView *view)
     /* A list that we have pinned can't come back as another one. */
     VirtIORamList *mine = view->pin ? view->pin->list : NULL;
 
-    if (unlikely(mine != virtio_ram_current(view))) {
+    if (unlikely(mine != qatomic_read(&view->ram->list))) {
         virtio_ram_renew(view);
     }
 }
