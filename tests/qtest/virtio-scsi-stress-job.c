@@ -57,7 +57,6 @@ static void start_commit(Stress *s, Lun *lun)
 {
     Job *job = &lun->job;
 
-    load_drain(s);      /* of writes from many queues, see may_write() */
     QMP(s, "{'execute': 'blockdev-snapshot-sync', 'arguments': {"
         "'node-name': %s, 'snapshot-file': %s, 'snapshot-node-name': %s, "
         "'format': 'qcow2'}}", lun->node, job->file, job->node);

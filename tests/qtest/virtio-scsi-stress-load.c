@@ -108,25 +108,12 @@ static Lun *pick_lun(Stress *s)
     }
 }
 
-/*
- * An image of format qcow2 is written by one IOThread alone: the base loses
- * writes when several allocate clusters of it (seen with ThreadSanitizer's
- * timing, with this series and without, never with one IOThread).
- */
-static bool may_write(const Lun *lun, unsigned queue)
-{
-    bool qcow2 = lun->job.state != JOB_NONE && lun->job.kind == JOB_COMMIT;
-
-    return lun->blocks && (!qcow2 || queue == 0);
-}
-
 static void post_random(Stress *s, ShmSlot *slot)
 {
     Lun *lun = pick_lun(s);
     const OpKind *kind = pick_kind(s, s->classes);
 
-    if (kind->cls & (CLASS_WRITE | CLASS_ZERO) &&
-        !may_write(lun, slot->q->pci.vq.index - 2)) {
+    if (kind->cls & (CLASS_WRITE | CLASS_ZERO) && !lun->blocks) {
         kind = &op_read;
     }
     if (!op_prepare(s, slot, lun, kind, 0, 0)) {

@@ -202,6 +202,83 @@ static void test_overlapping_writes(void)
 }
 
 /*
+ * Writes that extend the image
+ */
+
+#define GROW_ROUNDS 100000
+
+static int coroutine_fn grow_pwritev(BlockDriverState *bs, int64_t offset,
+                                     int64_t bytes, QEMUIOVector *qiov,
+                                     BdrvRequestFlags flags)
+{
+    return 0;
+}
+
+static BlockDriver bdrv_grow = {
+    .format_name        = "grow",
+    .bdrv_co_pwritev    = grow_pwritev,
+};
+
+typedef struct Grower {
+    BlockBackend *blk;
+    IOThread *iothread;
+    unsigned *next;         /* atomic: the first sector behind the image */
+    unsigned short_by;      /* how often the image was shorter than written */
+    bool done;              /* atomic */
+} Grower;
+
+/* What a thread has written belongs to the image, whatever others do. */
+static void coroutine_fn grow(void *opaque)
+{
+    Grower *g = opaque;
+    uint8_t buf[BDRV_SECTOR_SIZE] = { 0 };
+
+    for (unsigned i = 0; i < GROW_ROUNDS; i++) {
+        int64_t offset =
+            (int64_t)qatomic_fetch_inc(g->next) * BDRV_SECTOR_SIZE;
+
+        g_assert_cmpint(blk_co_pwrite(g->blk, offset, sizeof(buf), buf, 0),
+                        ==, 0);
+        g->short_by += blk_getlength(g->blk) < offset + sizeof(buf);
+    }
+    qatomic_set(&g->done, true);
+    aio_wait_kick();
+}
+
+static void test_growing(void)
+{
+    BlockDriverState *bs = bdrv_new_open_driver(&bdrv_grow, "grow",
+                                                BDRV_O_RDWR, &error_abort);
+    BlockBackend *blk = blk_new(qemu_get_aio_context(),
+                                BLK_PERM_WRITE | BLK_PERM_RESIZE,
+                                BLK_PERM_ALL);
+    Grower growers[NUM_THREADS];
+    unsigned next = 0;
+
+    g_assert_cmpint(blk_insert_bs(blk, bs, &error_abort), ==, 0);
+    blk_set_allow_write_beyond_eof(blk, true);
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        Grower *g = &growers[i];
+
+        *g = (Grower) {
+            .blk = blk,
+            .iothread = iothread_new(),
+            .next = &next,
+        };
+        aio_co_enter(iothread_get_aio_context(g->iothread),
+                     qemu_coroutine_create(grow, g));
+    }
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&growers[i].done));
+        iothread_join(growers[i].iothread);
+        g_assert_cmpuint(growers[i].short_by, ==, 0);
+    }
+    g_assert_cmpint(blk_getlength(blk), ==, (int64_t)next * BDRV_SECTOR_SIZE);
+    bdrv_unref(bs);
+    blk_unref(blk);
+}
+
+/*
  * Drain: nothing is in flight when it returns
  */
 
@@ -367,6 +444,7 @@ int main(int argc, char **argv)
     g_test_add_func("/block-shards/in-flight-moves", test_in_flight_moves);
     g_test_add_func("/block-shards/overlapping-writes",
                     test_overlapping_writes);
+    g_test_add_func("/block-shards/growing", test_growing);
     g_test_add_func("/block-shards/drain", test_drain);
     g_test_add_func("/block-shards/accounting", test_accounting);
     return g_test_run();
