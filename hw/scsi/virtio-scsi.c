@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/error-report.h"
 #include "qemu/module.h"
 #include "hw/qdev-properties.h"
 #include "hw/virtio/virtio-access.h"
@@ -268,12 +269,55 @@ static void virtio_scsi_device_unrealize(DeviceState *dev)
     virtio_scsi_dataplane_cleanup(s);
 }
 
+/*
+ * Migration: the guest goes on with the queues that it found on the source.
+ */
+
+static int virtio_scsi_pre_load_queues(VirtIODevice *vdev, uint32_t n)
+{
+    unsigned num_queues = VIRTIO_SCSI_COMMON(vdev)->conf.num_queues;
+
+    /* A queue without a handler would never answer the guest. */
+    return n > VIRTIO_SCSI_VQ_NUM_FIXED + num_queues ? -EINVAL : 0;
+}
+
+static int virtio_scsi_load(QEMUFile *f, void *opaque, size_t size,
+                            const VMStateField *field)
+{
+    int ret = virtio_vmstate_info.get(f, opaque, size, field);
+
+    /* The bus says which of its bytes differ, if anything. */
+    if (ret) {
+        error_report("virtio-scsi: can't take over the source's state: "
+                     "num_queues is %" PRIu32 " here; num_queues and vectors "
+                     "must be as on the source",
+                     VIRTIO_SCSI_COMMON(opaque)->conf.num_queues);
+    }
+    return ret;
+}
+
+static int virtio_scsi_save(QEMUFile *f, void *opaque, size_t size,
+                            const VMStateField *field, JSONWriter *vmdesc)
+{
+    return virtio_vmstate_info.put(f, opaque, size, field, vmdesc);
+}
+
+static const VMStateInfo virtio_scsi_state = {
+    .name = "virtio",
+    .get  = virtio_scsi_load,
+    .put  = virtio_scsi_save,
+};
+
 static const VMStateDescription vmstate_virtio_scsi = {
     .name               = "virtio-scsi",
     .version_id         = 1,
     .minimum_version_id = 1,
     .fields             = (const VMStateField[]) {
-        VMSTATE_VIRTIO_DEVICE,
+        {
+            .name  = "virtio",
+            .info  = &virtio_scsi_state,
+            .flags = VMS_SINGLE,
+        },
         VMSTATE_END_OF_LIST()
     },
 };
@@ -313,6 +357,7 @@ static void virtio_scsi_class_init(ObjectClass *klass, void *data)
     vdc->reset = virtio_scsi_reset;
     vdc->get_features = virtio_scsi_get_features;
     vdc->set_config = virtio_scsi_set_config;
+    vdc->pre_load_queues = virtio_scsi_pre_load_queues;
     vdc->start_ioeventfd = virtio_scsi_dataplane_start;
     vdc->stop_ioeventfd = virtio_scsi_dataplane_stop;
 
