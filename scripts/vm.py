@@ -338,6 +338,10 @@ class Vm(QEMUMachine):
             self.check_fault()
             raise RunError(f"{self.label}: no orderly end: "
                            f"{self.last_words() or error}") from None
+        expect(self.exitcode() == 0, f"{self.label}: QEMU ended with status "
+               f"{self.exitcode()}: {self.last_words()}")
+        expect(not self.last_words(),
+               f"{self.label}: QEMU says: {self.last_words()}")
 
     def discard(self):
         """End it in any way and delete its files."""
