@@ -15,7 +15,8 @@ unexport MAKEFLAGS MFLAGS
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
-        check-guest bench profile base deps clean distclean
+        check-guest check-libvirt check-migration check-backends \
+        bench bench-nbd profile base deps clean distclean
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -72,14 +73,31 @@ check-asan: sanitizer-deps build ## stress under AddressSanitizer and UBSan, wit
 sanitizer-deps:
 	@scripts/deps sanitizers
 
-check-guest: build stock ## iscsi-test-cu and sg3_utils in a guest, ours compared with stock
+check-libvirt: build ## a real libvirt: mapped controllers from XML, hotplug, save, snapshot
+	@scripts/deps run libvirt
+	@scripts/check-libvirt
+
+check-guest: build stock ## iscsi-test-cu, sg3_utils, fio, ext4 and xfs in a guest, ours and stock
 	@scripts/deps run
 	@scripts/check-guest
+
+check-migration: build stock ## a guest at work moves between QEMUs, ours and stock
+	@scripts/deps run
+	@scripts/check-migration
+
+check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
+	@scripts/deps run backends
+	@scripts/check-backends
 
 bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk
 	@scripts/deps bench
 	@scripts/build-qemu bench
 	@scripts/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
+
+bench-nbd: build stock ## what several IOThreads cost on a network disk's connections
+	@scripts/deps backends
+	@scripts/build-qemu bench
+	@scripts/bench --nbd $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 profile: build stock ## where the CPU time of one configuration goes, and its locks per I/O
 	@scripts/deps profile
