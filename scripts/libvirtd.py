@@ -129,6 +129,13 @@ def find():
                    + older + ": run `scripts/deps libvirt`")
 
 
+def need_libvirt():
+    """Ends a program early that could not start one."""
+    if os.geteuid():
+        raise RunError("libvirtd needs namespaces of its own: run as root")
+    find()
+
+
 class Libvirtd:
     """The daemon, and virsh."""
 
@@ -144,8 +151,6 @@ class Libvirtd:
         self.proc = None
 
     def start(self):
-        if os.geteuid():
-            raise RunError("libvirtd needs namespaces of its own: run as root")
         for place in PLACES:
             os.makedirs(f"{self.work}/{place}")
         os.mkdir(self.images)
@@ -180,7 +185,7 @@ class Libvirtd:
         """Does it answer yet?"""
         if self.proc.poll() is not None:
             raise RunError(f"libvirtd ended: {self.said()}")
-        return self.call("version")[0] == 0
+        return self.call("uri")[0] == 0
 
     def call(self, *words, limit=VIRSH_LIMIT):
         """virsh: (exit status, standard output, what it complains of)"""
@@ -248,3 +253,18 @@ class Libvirtd:
         self.keep_log("libvirtd.log", "libvirtd.log")
         for folder in (self.work, self.sockets):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    """Tells which libvirt a test would use; scripts/deps asks for that."""
+    try:
+        root, version = find()
+    except RunError as error:
+        print(f"libvirtd.py: {error}", file=sys.stderr)
+        return 1
+    print("libvirt %d.%d" % version, "in", root or "the system")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
