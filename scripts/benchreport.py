@@ -218,18 +218,14 @@ def sections(results):
         ("Not measured", remarks(results))]
 
 
-def markdown(results):
-    parts = ["# make bench\n", heading(results)]
-    parts += ["## %s\n\n%s" % (title, body)
-              for title, body in sections(results) if body]
-    return "\n".join(parts)
+def markdown(results, parts):
+    return "\n".join(["# make bench\n", heading(results)] + [
+        "## %s\n\n%s" % (title, body) for title, body in parts if body])
 
 
-def text(results):
-    parts = [heading(results)]
-    parts += ["%s\n\n%s" % (title, body)
-              for title, body in sections(results) if body]
-    return "\n".join(parts)
+def text(results, parts):
+    return "\n".join([heading(results)] + [
+        "%s\n\n%s" % (title, body) for title, body in parts if body])
 
 
 # --------------------------------------------------------------------- README

@@ -439,8 +439,13 @@ static void init_queue(Load *l, unsigned index)
         unsigned number = index * o->depth + j;
         LoadIo *io = &l->ios[number];
 
-        io->lun = number % o->luns;
-        io->rank = number / o->luns;
+        if (o->own_lun) {
+            io->lun = index % o->luns;
+            io->rank = index / o->luns * o->depth + j;
+        } else {
+            io->lun = number % o->luns;
+            io->rank = number / o->luns;
+        }
         lq->q->slots[j].owner = io;
     }
 }

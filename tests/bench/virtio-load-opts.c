@@ -36,6 +36,7 @@ static const char help_text[] =
 "  --mapping MAP        rr: queues go round the IOThreads; none: iothread=, for\n"
 "                       one IOThread; or THREAD:QUEUE,QUEUE;THREAD:QUEUE... (rr)\n"
 "  --luns N             disks of the SCSI host (1)\n"
+"  --own-lun            queue Q sends to LUN Q modulo N only; else each to all\n"
 "  --depth N            requests in flight in each queue (64)\n"
 "  --ring-size N        descriptors of a ring (256, or more if --depth needs it)\n"
 "  --bs BYTES           size of a request, 512 to 1M (4K)\n"
@@ -266,6 +267,10 @@ static void check_together(LoadOptions *o)
         bad_opt("luns", luns, "must be at most as many as requests in "
                 "flight, %u", o->queues * o->depth);
     }
+    if (o->own_lun && o->queues % o->luns) {
+        bad_opt("luns", luns, "with --own-lun, --queues (%u) must be a "
+                "multiple of it", o->queues);
+    }
     if (o->flood >= 0 && o->queues < 2) {
         bad_opt("flood", flood, "needs at least --queues 2");
     }
@@ -294,10 +299,10 @@ static void check_together(LoadOptions *o)
 enum {
     OPT_QEMU = 256, OPT_DEVICE, OPT_RING, OPT_INDIRECT, OPT_EVENT_IDX,
     OPT_INTERRUPTS, OPT_KICK, OPT_QUEUES, OPT_IOTHREADS, OPT_MAPPING, OPT_LUNS,
-    OPT_DEPTH, OPT_RING_SIZE, OPT_BS, OPT_RW, OPT_PATTERN, OPT_REGION, OPT_RATE,
-    OPT_SECONDS, OPT_WARMUP, OPT_BACKEND, OPT_POLL_NS, OPT_VERIFY, OPT_FLOOD,
-    OPT_PIN, OPT_RSS, OPT_HMP, OPT_HMP_BEFORE, OPT_EXEC, OPT_JSON,
-    OPT_HISTOGRAM, OPT_HELP,
+    OPT_OWN_LUN, OPT_DEPTH, OPT_RING_SIZE, OPT_BS, OPT_RW, OPT_PATTERN,
+    OPT_REGION, OPT_RATE, OPT_SECONDS, OPT_WARMUP, OPT_BACKEND, OPT_POLL_NS,
+    OPT_VERIFY, OPT_FLOOD, OPT_PIN, OPT_RSS, OPT_HMP, OPT_HMP_BEFORE, OPT_EXEC,
+    OPT_JSON, OPT_HISTOGRAM, OPT_HELP,
 };
 
 static const struct option long_options[] = {
@@ -312,6 +317,7 @@ static const struct option long_options[] = {
     { "iothreads", required_argument, NULL, OPT_IOTHREADS },
     { "mapping", required_argument, NULL, OPT_MAPPING },
     { "luns", required_argument, NULL, OPT_LUNS },
+    { "own-lun", no_argument, NULL, OPT_OWN_LUN },
     { "depth", required_argument, NULL, OPT_DEPTH },
     { "ring-size", required_argument, NULL, OPT_RING_SIZE },
     { "bs", required_argument, NULL, OPT_BS },
@@ -370,6 +376,9 @@ static bool device_option(LoadOptions *o, int opt, const char *name,
         return true;
     case OPT_LUNS:
         o->luns = number(name, value, 1, LOAD_MAX_LUNS);
+        return true;
+    case OPT_OWN_LUN:
+        o->own_lun = true;
         return true;
     case OPT_RING_SIZE:
         o->ring_size = number(name, value, 4, 1024);

@@ -34,6 +34,7 @@ typedef struct LoadOptions {
     const char *mapping;
     int thread_of[LOAD_MAX_QUEUES];     /* from an explicit mapping */
     unsigned luns;
+    bool own_lun;           /* each queue sends to one LUN, not to all */
     unsigned depth;
     unsigned ring_size;     /* 0: what depth needs */
     unsigned bs;

@@ -18,6 +18,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 SCRIPTS = os.path.join(TOP, "scripts")
 sys.path.insert(0, SCRIPTS)
+import benchnbd
 import benchreport
 import benchstat
 
@@ -70,6 +71,20 @@ esac
 FAKE_QEMU = '#!/bin/sh\necho "QEMU emulator version 10.0.99 (fake)"\n'
 FAKE_QEMU_IO = '#!/bin/sh\n[ ! -e "${0%/*}/broken" ] || { echo no such aio; exit 1; }\n'
 
+# Plays qemu-nbd: takes connections, and notes that it runs.
+FAKE_NBD = r'''#!/usr/bin/python3
+import os, socket, sys
+with open(os.path.join(os.path.dirname(__file__), "nbd.pid"), "w") as file:
+    file.write("%d" % os.getpid())
+if os.environ.get("FAKE_NBD_FAIL"):
+    sys.exit("qemu-nbd: no room on the harbour")
+one = socket.socket(socket.AF_UNIX)
+one.bind(sys.argv[sys.argv.index("-k") + 1])
+one.listen()
+while True:
+    one.accept()
+'''
+
 tests = []
 
 
@@ -112,9 +127,12 @@ class Room:
         for name, text in (("virtio-load", FAKE_LOAD), ("ours", FAKE_QEMU),
                            ("stock", FAKE_QEMU), ("qemu-io", FAKE_QEMU_IO),
                            ("perf", FAKE_PERF)):
-            with open(self.path(name), "w") as file:
-                file.write(text)
-            os.chmod(self.path(name), 0o755)
+            self.program(name, text)
+
+    def program(self, name, text):
+        with open(self.path(name), "w") as file:
+            file.write(text)
+        os.chmod(self.path(name), 0o755)
 
     def path(self, name):
         return os.path.join(self.folder, name)
@@ -318,6 +336,47 @@ def a_build_meanwhile_ends_the_run(room):
     same(done.returncode, 1)
     assert "ours was built anew meanwhile" in done.stderr, done.stderr
     assert not os.path.exists(os.path.join(room.out, "results.json"))
+
+
+@test
+def nbd_ratios_are_to_one_iothread(room):
+    results = results_of({
+        ("nbdkit-read-1", "ours"): {0: {"iops": 100, "cpu": 10}},
+        ("nbdkit-read-2", "ours"): {0: {"iops": 50, "cpu": 30}},
+        ("nbdkit-read-2-own", "ours"): {0: {"iops": 200, "cpu": 10}}})
+    results["cases"] = [one._asdict() for one in benchnbd.nbd_cases()]
+    same([(row[1], row[2]) for row in benchnbd.against_one(results, "iops")],
+         [("0.50 (0.50-0.50)", "-"), ("2.00 (2.00-2.00)", "-")])
+    same([row[1] for row in benchnbd.against_one(results, "cpu")],
+         ["3.00 (3.00-3.00)", "1.00 (1.00-1.00)"])
+
+
+@test
+def nbd_cases_have_a_server(room):
+    room.program("qemu-nbd", FAKE_NBD)
+    words = ("--nbd", "--only", "qemu-nbd-read-", "--rounds", "1")
+    done = room.bench(*words)
+    same(done.returncode, 0)
+    calls = [c for c in room.calls() if "--own-lun" in c]
+    same(heads(calls), ["ours-scsi", "stock-scsi"])     # blk is one disk
+    assert '/qemu-nbd"}' in calls[0] and "--luns 2" in calls[0], calls[0]
+    assert "each with a connection" in done.stdout, done.stdout
+    with open(os.path.join(room.out, "nbd", "results.json")) as file:
+        assert json.load(file)["runs"][0]["figures"]["server_cpu"] >= 0
+    with open(room.path("nbd.pid")) as file:
+        assert not os.path.exists("/proc/" + file.read()), "qemu-nbd is left"
+    done = room.bench(*words, FAKE_NBD_FAIL="1")
+    same((done.returncode, done.stderr),
+         (1, "bench: qemu-nbd does not start: qemu-nbd: no room on the "
+          "harbour\n"))
+
+
+@test
+def nbd_cases_without_server_are_skipped(room):
+    done = room.bench("--nbd", "--only", "qemu-nbd-read-1", "--rounds", "1")
+    assert "- skipped: qemu-nbd, 4K read, 1 IOThread, 1 connection: no " \
+        "program " in done.stdout, done.stdout
+    assert not os.path.exists(room.path("calls"))
 
 
 @test

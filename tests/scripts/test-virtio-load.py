@@ -50,6 +50,7 @@ BAD_OPTIONS = [
     ("--mapping none --iothreads 2", "0 or 1"),
     ("--luns 2 --device blk", "one disk"),
     ("--luns 65 --depth 64", "at most as many"),
+    ("--luns 3 --own-lun --queues 4", "a multiple of it"),
     ("--flood 0", "--queues 2"),
     ("--flood 2 --queues 2", "from 0 to 1"),
     ("--flood 0 --queues 2 --rate 100", "--rate"),
