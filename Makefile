@@ -32,6 +32,7 @@ help: ## list the targets and variables
 	@echo '  VCPUS= IOTHREADS= RUNTIME= BACKEND=null|FILE|/dev/...   for `make run`'
 	@echo '  ROUNDS=N             of `make bench` (default 5)'
 	@echo '  CONFIG=NAME          for `make profile` (scripts/bench --list; default null-1)'
+	@echo '  NO_STOCK=1           `make check-tsan` without stock beside it'
 	@echo '  CACHELINES=1         shared cache lines as well (with CONFIG=null-2, say)'
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
@@ -61,8 +62,8 @@ check: build stock ## all tests, ours and the base's that touch this code
 check-tsan: sanitizer-deps build ## stress under ThreadSanitizer, ours and stock: no race in our files
 	@scripts/build-qemu load
 	@scripts/build-qemu tsan
-	@scripts/build-qemu stock-tsan
-	@scripts/check-sanitizer tsan
+	@$(if $(NO_STOCK),,scripts/build-qemu stock-tsan)
+	@scripts/check-sanitizer tsan $(if $(NO_STOCK),--no-stock)
 
 check-asan: sanitizer-deps build ## stress under AddressSanitizer and UBSan, with leak check
 	@scripts/build-qemu load
