@@ -13,13 +13,12 @@ again without network.
 
 import fcntl
 import hashlib
-import importlib.machinery
-import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
 
+from program import load
 from watch import RunError, say
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -35,15 +34,6 @@ PACKAGES = {"libiscsi-bin": ("iscsi-test-cu",),
 EXTRA_MODULES = ["sg", "sr_mod", "xfs"]
 LOAD = "usr/share/dbench/client.txt"
 LOAD_BYTES = 3 << 20            # of 25 MB; clients seldom get further
-
-
-def load(name):
-    """A program of scripts/ as a module."""
-    loader = importlib.machinery.SourceFileLoader(name, f"{HERE}/{name}")
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader(name, loader))
-    loader.exec_module(module)
-    return module
 
 
 GUEST_LIB = load("guest")

@@ -14,7 +14,8 @@ import shutil
 import tempfile
 import time
 
-from vm import (OURS, STOCK, TOP, Skip, Vm, expect, fio_verified, wait_for)
+from vm import (OURS, STOCK, TOP, EmulatorFault, RunError, Skip, Vm, expect,
+                fio_verified, wait_for)
 from watch import difference, iothread_times, read_threads
 
 QUEUES = 4
@@ -24,7 +25,7 @@ KEPT = "--offset=768M --size=8M"    # written once, the load does not touch it
 ENOUGH = 3000                   # requests that show who serves the queues
 SOME = 50                       # interrupts of each queue that must come
 WORK = 0.001                    # seconds of CPU time that are more than waking
-LIMIT = 120                     # seconds, generous
+LIMIT = 60                      # seconds, generous
 SLOW = 30                       # seconds after which downtime may be longer
 MEGABYTE = 1 << 20
 TROUBLE = "(abort|device reset)$|I/O error|blocked for more than"
@@ -84,7 +85,6 @@ class MovingVm(Vm):
         if incoming:
             args += ["-incoming", "defer"]
         self.side, self.disk = side, disk
-        self.excused = None     # pattern of complaints that are no failure
         super().__init__(side.name.replace(".", "-"), args, qemu=side.qemu)
 
     def status(self):
@@ -92,15 +92,6 @@ class MovingVm(Vm):
 
     def migration(self):
         return self.command("query-migrate")
-
-    def end(self):
-        super().end()
-        said = "\n".join(s for s in self.messages().splitlines()
-                         if not self.excused or not
-                         re.search(self.excused, s))
-        expect(self.exitcode() == 0 and not said,
-               f"{self.label}: QEMU ended with status {self.exitcode()} and "
-               f"said: {said or 'nothing'}")
 
     def allow(self, *capabilities, **parameters):
         """Set capabilities, all others are off, and parameters."""
@@ -285,13 +276,42 @@ def watch_load(vm, amount=ENOUGH):
         vm.check_alive()
         expect(vm.status() == "running", f"{vm.label}: the VM is "
                f"{vm.status()}, the load can't go on")
-        expect(time.monotonic() < end and vm.shell.running("load"),
-               f"{vm.label}: the load stands still after "
-               f"{last.done - first.done} requests and "
-               f"{last.since(first)} interrupts of its queues")
+        if time.monotonic() > end or not vm.shell.running("load"):
+            raise stands_still(vm, last.done - first.done, last.since(first))
         time.sleep(0.3)
         last = Sample(vm)
     judge_iothreads(vm, first, last)
+
+
+def stands_still(vm, done, interrupts):
+    """Stock's IOThreads sometimes sleep while requests wait, on a quiet host
+    and without any migration: that says nothing about ours."""
+    text = (f"{vm.label}: the load stands still after {done} requests and "
+            f"{interrupts} interrupts of its queues\n" + queues_state(vm))
+    if vm.side.qemu == STOCK and vm.shell.running("load"):
+        return EmulatorFault(text)
+    return RunError(text)
+
+
+def queues_state(vm):
+    """Where the rings and the vCPUs stand, to tell who waits for whom.
+
+    Not by "info virtio-queue-element": that may call a device broken.
+    """
+    path = "/machine/peripheral/scsi0/virtio-backend"
+    words = []
+    for queue in range(2, 2 + QUEUES):
+        state = vm.cmd("x-query-virtio-queue-status",
+                       {"path": path, "queue": queue})
+        words.append(f"queue {queue - 2}: " + ", ".join(
+            f"{key} {state[key]}" for key in
+            ("inuse", "last-avail-idx", "shadow-avail-idx", "used-idx",
+             "signalled-used", "signalled-used-valid") if key in state))
+    words += [s for s in vm.hmp("info registers -a").splitlines()
+              if "CPU#" in s or "HLT=" in s]
+    words += [s.strip() for s in vm.shell.run("cat /proc/interrupts")
+              if "request" in s or "LOC" in s]
+    return "\n".join(words)
 
 
 def judge_iothreads(vm, first, last):

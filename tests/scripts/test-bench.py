@@ -4,8 +4,6 @@
 and whole runs in which scripts play load generator, QEMU and perf. No build is
 needed."""
 
-import importlib.machinery
-import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +19,7 @@ sys.path.insert(0, SCRIPTS)
 import benchnbd
 import benchreport
 import benchstat
+from program import load
 
 # Plays virtio-load: notes its arguments, reports figures that depend on what
 # was asked for. $FAKE_FAIL: the binary and device for which it fails.
@@ -91,15 +90,6 @@ tests = []
 def test(function):
     tests.append(function)
     return function
-
-
-def load_script(name):
-    loader = importlib.machinery.SourceFileLoader(
-        name, os.path.join(SCRIPTS, name))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader(name, loader))
-    loader.exec_module(module)
-    return module
 
 
 def same(found, wanted):
@@ -233,7 +223,7 @@ def goals_are_judged_by_the_median(room):
 
 @test
 def every_goal_has_a_case_in_each_round(room):
-    core = {c.name: c for c in load_script("bench").all_cases(2) if c.core}
+    core = {c.name: c for c in load("bench").all_cases(2) if c.core}
     for one in benchstat.GOALS:
         for name in (one.case, one.base):
             assert name in core, "no core case %s" % name
@@ -492,7 +482,7 @@ def readme_takes_no_failed_or_short_results(room):
 
 @test
 def functions_of_perf_report(room):
-    found = load_script("profile").functions("""
+    found = load("profile").functions("""
     30.50%|qemu-system-x86_64  |[.] virtqueue_pop
      9.25%|[kernel.kallsyms]   |[k] do_syscall_64
      4.00%|libc.so.6           |[.] malloc
@@ -505,7 +495,7 @@ def functions_of_perf_report(room):
 
 @test
 def functions_are_shown_with_their_time(room):
-    text = load_script("profile").show_functions(
+    text = load("profile").show_functions(
         "blk", {"cpu_ns_per_io": 2000, "iops": 5e5},
         [(50.0, "one"), (30.0, "two"), (20.0, "three")], 1)
     assert "stock blk: 2000 ns" in text, text
@@ -529,7 +519,7 @@ rec_mutex           (nil)  util/async.c:1                    0.00001       \
 
 @test
 def locks_are_counted_per_io(room):
-    profile = load_script("profile")
+    profile = load("profile")
     same(profile.locks(LOCKS), {
         "mutex include/qemu/lockable.h:56": 3000, "mutex block/io.c:627": 1000,
         "BQL mutex util/main-loop.c:308": 1, "rec_mutex util/async.c:1": 1000})

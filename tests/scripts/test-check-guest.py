@@ -5,8 +5,6 @@
 No guest boots here: the results are made up.
 """
 
-import importlib.machinery
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,11 +14,10 @@ sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 PROGRAM = f"{TOP}/scripts/check-guest"
-LOADER = importlib.machinery.SourceFileLoader("check_guest", PROGRAM)
-CHECK = importlib.util.module_from_spec(
-    importlib.util.spec_from_loader("check_guest", LOADER))
-LOADER.exec_module(CHECK)
+sys.path.insert(0, f"{TOP}/scripts")
+from program import load                                        # noqa: E402
 
+CHECK = load("check-guest")
 from guestjob import Part                                       # noqa: E402
 from watch import RunError, Thread                              # noqa: E402
 

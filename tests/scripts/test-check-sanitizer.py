@@ -239,7 +239,7 @@ cat "$0.report" > "$log.$$"
 
 def make_tree(top):
     """The scripts, with programs that only play a part."""
-    for name in ("check", "check-sanitizer", "sanitizer.py"):
+    for name in ("check", "check-sanitizer", "program.py", "sanitizer.py"):
         os.makedirs(os.path.join(top, "scripts"), exist_ok=True)
         shutil.copy(os.path.join(TOP, "scripts", name),
                     os.path.join(top, "scripts", name))
