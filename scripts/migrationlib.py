@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 
+from program import load
 from vm import (OURS, STOCK, TOP, EmulatorFault, RunError, Skip, Vm, expect,
                 fio_verified, wait_for)
 from watch import difference, iothread_times, read_threads
@@ -24,7 +25,7 @@ DISK_SIZE = 1 << 30
 KEPT = "--offset=768M --size=8M"    # written once, the load does not touch it
 ENOUGH = 3000                   # requests that show who serves the queues
 SOME = 50                       # interrupts of each queue that must come
-WORK = 0.001                    # seconds of CPU time that are more than waking
+WORK = load("run").WORK
 LIMIT = 60                      # seconds, generous
 SLOW = 30                       # seconds after which downtime may be longer
 MEGABYTE = 1 << 20

@@ -51,11 +51,8 @@ def accelerator():
 
 
 def need_guest():
-    """Make the guest if there is none."""
-    if os.environ.get("GUEST"):
-        return
-    if subprocess.run([f"{HERE}/guest"], check=False).returncode:
-        raise RunError("no guest to run, see the line above")
+    """Make the guest if there is none, or check the one that GUEST= names."""
+    load("run").get_guest()
 
 
 def need_binary(path, target):
