@@ -16,7 +16,7 @@ unexport MAKEFLAGS MFLAGS
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-guest check-libvirt check-migration check-backends \
-        bench bench-nbd profile base deps clean distclean
+        bench bench-nbd profile series check-series base deps clean distclean
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -33,6 +33,7 @@ help: ## list the targets and variables
 	@echo '  ROUNDS=N             of `make bench` (default 5)'
 	@echo '  CONFIG=NAME          for `make profile` (scripts/bench --list; default null-1)'
 	@echo '  NO_STOCK=1           `make check-tsan` without stock beside it'
+	@echo '  APPLY_ONLY=1         `make check-series` without the builds'
 	@echo '  CACHELINES=1         shared cache lines as well (with CONFIG=null-2, say)'
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
@@ -105,6 +106,14 @@ profile: build stock ## where the CPU time of one configuration goes, and its lo
 	@scripts/build-qemu bench
 	@scripts/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines)
 
+series: base ## our changes as mails to git am, with a cover letter, in build/series
+	@scripts/deps series
+	@scripts/series
+
+check-series: build series ## git am on the tarball, a build and tests after each mail
+	@scripts/deps style check
+	@scripts/check-series $(if $(APPLY_ONLY),--apply-only)
+
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
 	@scripts/deps style
 	@scripts/check-style
@@ -118,7 +127,8 @@ deps: ## install the packages the build needs (only the missing ones)
 clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \
 	    build/tsan build/stock-tsan build/asan \
-	    build/check build/bench build/qemu-* build/*.log build/.[a-z]*
+	    build/check build/bench build/series build/check-series \
+	    build/qemu-* build/*.log build/.[a-z]*
 
 distclean: ## delete build/ altogether
 	rm -rf build

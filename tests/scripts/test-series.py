@@ -1,0 +1,160 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests of scripts/series (TAP): what it takes out of a file, what it says about
+a wrong patches/SERIES, and the mails that it writes from ours."""
+
+import glob
+import os
+import subprocess
+import sys
+import tempfile
+
+sys.dont_write_bytecode = True
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(TOP, "scripts"))
+import program
+from tap import Tap
+
+series = program.load("series")
+
+SOURCE = """#include "a.h"
+
+static int late(int a);
+
+/* Not about late() */
+int early;
+
+/*
+ * What late() does
+ */
+static int late(int a)
+{
+    if (a) {
+        return lately(a);
+    }
+    return 0;
+}
+
+static const Info table = {
+    .name = "late",
+    .fn = late,
+};
+
+Type *pointer(Type *a,
+              int b)
+{
+    return a;
+}
+"""
+
+
+def test_drop(tap):
+    """Functions and tables go with their comments, and nothing else goes."""
+    with tempfile.TemporaryDirectory() as where:
+        path = os.path.join(where, "a.c")
+        for names, gone, left in (
+                (["late"], ["static int late", "What late() does", "lately"],
+                 ["Not about late()", "int early", "table = {", "pointer("]),
+                (["table"], ["table = {", ".fn"], ["static int late(int a)\n{"]),
+                (["pointer"], ["Type *pointer", "int b"], [".fn = late,\n};"]),
+                (["early"], ["int early", "Not about"], ["static int late"])):
+            series.write(path, SOURCE)
+            series.Tree(where, where).drop("a.c", names)
+            text = series.read(path)
+            tap.result(all(g not in text for g in gone)
+                       and all(l in text for l in left),
+                       "drop: " + " ".join(names), text)
+        try:
+            series.Tree(where, where).drop("a.c", ["never"])
+            tap.result(False, "drop: what isn't there", "no error")
+        except series.Problem as problem:
+            tap.equal("drop: what isn't there", str(problem),
+                      "a.c has no never to drop")
+
+
+HEAD = "== cover\n\n"
+WRONG = (
+    ("text first", "hello\n== cover\n== a\n", "text before the first"),
+    ("no mail", "== cover\n", "no mails in it"),
+    ("a file that isn't ours", HEAD + "== a\ntake: hw/scsi/esp.c\n",
+     "patches/SERIES:4: hw/scsi/esp.c is no file of ours"),
+    ("a file twice", HEAD + "== a\ntake: hw/scsi/scsi-cdb.c\n"
+     "== b\ntake: hw/scsi/scsi-cdb.c\n",
+     "patches/SERIES:6: hw/scsi/scsi-cdb.c is in line 4, too"),
+    ("a patch that isn't there", HEAD + "== a\npatch: 00-none\n",
+     "patches/SERIES:4: there is no "),
+    ("a mail that is no patch", HEAD + "== 00-none\n", "there is no "),
+    ("a pattern without a file", HEAD + "== a\nleave-out: tests/none/*\n",
+     "matches nothing"),
+    ("drop without a name", HEAD + "== a\ndrop: hw/scsi/scsi-bus.c\n",
+     "drop: FILE NAME..."),
+)
+
+
+def test_wrong_lists(tap):
+    ours = series.overlay.our_files()
+    for name, text, wanted in WRONG:
+        try:
+            series.Series(series.parse(text, ours), ours)
+            got = "no error"
+        except series.Problem as problem:
+            got = str(problem)
+        tap.result(wanted in got, "refused: " + name, got)
+
+    left = series.Series(series.parse(
+        HEAD + "== a\ntake: hw/scsi/scsi-cdb.c\n", ours), ours).missing()
+    tap.result("hw/scsi/scsi-bus.c" in left and "01-iothread-users" in left
+               and "hw/scsi/scsi-cdb.c" not in left,
+               "files and patches without a place are found", left)
+
+
+def test_maintainers(tap):
+    base = "X\nM: x\n\nSCSI\nM: a\nF: b\n\nY\nM: y\n"
+    text = series.maintainers(base, {"hw/scsi/scsi-cdb.c"})
+    added = text.replace("X\nM: x\n\nSCSI\nM: a\nF: b\n\n", "")
+    tap.result("F: hw/scsi/scsi-cdb.c\n" in added
+               and "F: hw/scsi/scsi-bus.c" not in added
+               and "IOThread Virtqueue Mapping" not in added
+               and added.endswith("\n\nY\nM: y\n"),
+               "MAINTAINERS gets the entries of the files that are there", text)
+
+
+def test_mails(tap):
+    """Ours: all of it, in the form that git am takes."""
+    with tempfile.TemporaryDirectory() as where:
+        out = os.path.join(where, "mails")
+        run = subprocess.run([os.path.join(TOP, "scripts", "series"),
+                              "--output", out], universal_newlines=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        mails = sorted(glob.glob(out + "/*.patch"))
+        if not tap.result(run.returncode == 0 and len(mails) > 2,
+                          "scripts/series writes the mails", run.stdout):
+            return
+        cover = series.read(mails[0])
+        tap.result("*** " not in cover and "@BENCH@" not in cover
+                   and "@BASE@" not in cover and "| goal" in cover,
+                   "the cover letter is filled in", cover[:2000])
+        bad = [m for m in mails[1:]
+               if "\nSigned-off-by: " not in series.read(m)
+               or "\nSubject: [PATCH " not in series.read(m)]
+        tap.equal("each mail has a subject and is signed off", bad, [])
+        bad = [m for m in mails[1:] if "\n\n\n---\n" in series.read(m)
+               or not series.read(m).partition("\n\n")[2].strip()]
+        tap.equal("each mail has a message", bad, [])
+
+
+def main():
+    if sys.argv[1:] == ["--help"]:
+        print("usage: %s    (TAP on standard output)" % sys.argv[0])
+        return 0
+    tap = Tap()
+    test_drop(tap)
+    test_wrong_lists(tap)
+    test_maintainers(tap)
+    test_mails(tap)
+    return tap.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
