@@ -202,12 +202,19 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
     g_assert_not_reached();
 }
 
+/* Have the handler called; the guest had no part in it, so don't count that. */
+static void queue_kick(VirtIOSCSIQueue *q)
+{
+    q->own_kick = true;
+    event_notifier_set(virtio_queue_get_host_notifier(q->vq));
+}
+
 bool virtio_scsi_put_off(VirtIOSCSIQueue *q)
 {
     if (qatomic_read(&q->dev->mode) != VIRTIO_SCSI_STARTED) {
         return false; /* nobody would call us again */
     }
-    event_notifier_set(virtio_queue_get_host_notifier(q->vq));
+    queue_kick(q);
     return true;
 }
 
@@ -241,7 +248,7 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
  * it was scheduled meanwhile, and in whatever order, the last word counts.
  */
 
-static bool dataplane_wants_kicks(VirtIOSCSI *s)
+bool virtio_scsi_wants_kicks(VirtIOSCSI *s)
 {
     return qatomic_read(&s->mode) == VIRTIO_SCSI_STARTED &&
            !qatomic_read(&s->drained);
@@ -273,7 +280,7 @@ static void queue_refresh_ram(void *opaque)
 {
     VirtIOSCSIQueue *q = opaque;
 
-    if (dataplane_wants_kicks(q->dev)) {
+    if (virtio_scsi_wants_kicks(q->dev)) {
         virtio_ram_refresh(&q->ram);
     }
 }
@@ -282,7 +289,7 @@ static void queue_refresh_ram(void *opaque)
 static void queue_sync(void *opaque)
 {
     VirtIOSCSIQueue *q = opaque;
-    bool wanted = dataplane_wants_kicks(q->dev);
+    bool wanted = virtio_scsi_wants_kicks(q->dev);
 
     queue_refresh_ram(q);
 
@@ -297,10 +304,11 @@ static void queue_sync(void *opaque)
     }
     if (wanted && q->attached) {
         /* A handler may have turned a kick down in between; look again. */
-        event_notifier_set(virtio_queue_get_host_notifier(q->vq));
+        queue_kick(q);
     } else if (wanted) {
         q->attached = true;
         queue_set_counted(q, true);
+        q->own_kick = true; /* that comes with it */
         virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
     } else if (q->attached) {
         q->attached = false;
@@ -313,7 +321,7 @@ static void dataplane_sync_fixed_queues(VirtIOSCSI *s)
 {
     VirtIOSCSICommon *vs = &s->parent_obj;
     AioContext *ctx = qemu_get_aio_context();
-    bool wanted = dataplane_wants_kicks(s);
+    bool wanted = virtio_scsi_wants_kicks(s);
 
     if (s->main_attached == wanted) {
         return;
@@ -507,6 +515,10 @@ static int dataplane_set_host_notifiers(VirtIOSCSI *s, unsigned *done)
     unsigned total = dataplane_total_queues(s);
     int ret = 0;
 
+    /* A host notifier begins its life as if there had been a kick. */
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        s->queues[i].own_kick = true;
+    }
     memory_region_transaction_begin();
     for (*done = 0; *done < total; (*done)++) {
         ret = virtio_bus_set_host_notifier(vbus, *done, true);
@@ -553,9 +565,17 @@ static void dataplane_serve_all(VirtIOSCSI *s)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
-    for (unsigned i = 0; i < dataplane_total_queues(s); i++) {
+    for (unsigned i = 0; i < VIRTIO_SCSI_VQ_NUM_FIXED; i++) {
         virtio_queue_set_notification(virtio_get_queue(vdev, i), 1);
         virtio_queue_notify(vdev, i);
+    }
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        virtio_queue_set_notification(q->vq, 1);
+        q->own_kick = true;
+        virtio_queue_notify(vdev, VIRTIO_SCSI_VQ_NUM_FIXED + i);
+        q->own_kick = false; /* should the virtqueue not be set up */
     }
 }
 

@@ -6,6 +6,7 @@
  *   virtio-scsi-vq.c         request virtqueues
  *   virtio-scsi-ctrl.c       control virtqueue
  *   virtio-scsi-event.c      event virtqueue
+ *   virtio-scsi-info.c       what QMP tells about the queues
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -18,6 +19,7 @@
 #include "hw/virtio/virtio-scsi.h"
 #include "qemu/iov.h"
 #include "qemu/queue.h"
+#include "qemu/stats64.h"
 
 /* What the driver may ask for in configuration space */
 #define VIRTIO_SCSI_MAX_CDB_SIZE    255
@@ -57,6 +59,24 @@ typedef struct VirtIOSCSIReq {
     VirtIOSCSICmdReq hdr;       /* last: the CDB follows */
 } VirtIOSCSIReq;
 
+/**
+ * VirtIOSCSIStats: what a queue has done since the device was realized
+ *
+ * Only the queue's owner writes, see virtio_scsi_count(); virtio-scsi-info.c
+ * reads, while the owner goes on.  A command that the owner has taken is in
+ * @submitted, and later in one of @good, @failed and @aborted as well.
+ */
+typedef struct VirtIOSCSIStats {
+    Stat64 submitted;
+    Stat64 good;
+    Stat64 failed;
+    Stat64 aborted;
+    Stat64 bytes_read;
+    Stat64 bytes_written;
+    Stat64 kicks;
+    Stat64 interrupts;
+} VirtIOSCSIStats;
+
 /* A request virtqueue */
 struct VirtIOSCSIQueue {
     /* Constant once the device is realized */
@@ -77,10 +97,26 @@ struct VirtIOSCSIQueue {
     unsigned active;            /* an answer to dataplane_quiesce() */
     bool turned_away;           /* an answer to dataplane_visit_queue() */
     unsigned filled;            /* used elements that the guest can't see yet */
+    bool own_kick;              /* we have set the host notifier ourselves */
     VirtIORamView ram;
     SCSIPool pool;              /* for VirtIOSCSIReq */
     QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
+
+    /* Written by the owner, read by anybody; a cache line of their own */
+    QEMU_ALIGNED(64) VirtIOSCSIStats stats;
 } QEMU_ALIGNED(64);
+
+/**
+ * virtio_scsi_count:
+ * @stat: a counter of @VirtIOSCSIStats
+ * @n: what to add
+ *
+ * No atomic addition: nobody else writes.  Context: the owner of the queue.
+ */
+static inline void virtio_scsi_count(Stat64 *stat, uint64_t n)
+{
+    stat64_set(stat, stat64_get(stat) + n);
+}
 
 /* virtio-scsi.c */
 
@@ -220,6 +256,16 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq);
  * Returns: false if that isn't possible.
  */
 bool virtio_scsi_put_off(VirtIOSCSIQueue *q);
+
+/**
+ * virtio_scsi_wants_kicks:
+ * @s: the device
+ *
+ * Context: any thread.
+ * Returns: true if the host notifiers of the request queues are attached, or
+ * are about to be.
+ */
+bool virtio_scsi_wants_kicks(VirtIOSCSI *s);
 
 /**
  * virtio_scsi_queues_in_main_loop:

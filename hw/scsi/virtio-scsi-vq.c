@@ -113,11 +113,18 @@ static void cmd_touch_data(VirtIOSCSIReq *req)
     }
 }
 
-/* The only place where a command goes back to the guest. */
-static void cmd_finish(VirtIOSCSIReq *req, uint8_t response)
+/*
+ * The only place where a command goes back to the guest.  @end counts such
+ * ends: it is one of good, failed and aborted in the queue's stats.
+ */
+static void cmd_finish(VirtIOSCSIReq *req, uint8_t response, Stat64 *end)
 {
     VirtIOSCSIQueue *q = req->queue;
     size_t written = cmd_resp_size(req);
+
+    /* Pairs with info_read_stats(): who sees the end has seen the beginning. */
+    smp_wmb();
+    virtio_scsi_count(end, 1);
 
     if (req->data_in) {
         written = req->data_start + req->data_in;
@@ -156,6 +163,8 @@ static void cmd_put_sense(VirtIOSCSIReq *req, SCSIRequest *sreq)
 void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual)
 {
     VirtIOSCSIReq *req = sreq->hba_private;
+    VirtIOSCSIStats *stats = &req->queue->stats;
+    Stat64 *end = &stats->good;
     size_t moved = sreq->cmd.xfer - residual;
 
     if (sreq->io_canceled) {
@@ -166,10 +175,14 @@ void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual)
                                      req->data_size - moved);
     if (sreq->status != GOOD) {
         cmd_put_sense(req, sreq);
+        end = &stats->failed;
     } else if (req->mode == SCSI_XFER_FROM_DEV) {
         req->data_in = moved;
+        virtio_scsi_count(&stats->bytes_read, moved);
+    } else if (req->mode == SCSI_XFER_TO_DEV) {
+        virtio_scsi_count(&stats->bytes_written, moved);
     }
-    cmd_finish(req, VIRTIO_SCSI_S_OK);
+    cmd_finish(req, VIRTIO_SCSI_S_OK, end);
 }
 
 static uint8_t response_from_host_status(int host_status)
@@ -198,7 +211,8 @@ void virtio_scsi_cmd_failed(SCSIRequest *sreq)
     VirtIOSCSIReq *req = sreq->hba_private;
 
     if (!sreq->io_canceled) {
-        cmd_finish(req, response_from_host_status(sreq->host_status));
+        cmd_finish(req, response_from_host_status(sreq->host_status),
+                   &req->queue->stats.failed);
     }
 }
 
@@ -212,11 +226,11 @@ void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
     }
     q = req->queue;
     if (req->overrun) {
-        cmd_finish(req, VIRTIO_SCSI_S_OVERRUN);
+        cmd_finish(req, VIRTIO_SCSI_S_OVERRUN, &q->stats.failed);
     } else if (!req->aborted && qatomic_read(&q->dev->resetting)) {
-        cmd_finish(req, VIRTIO_SCSI_S_RESET);
+        cmd_finish(req, VIRTIO_SCSI_S_RESET, &q->stats.aborted);
     } else {
-        cmd_finish(req, VIRTIO_SCSI_S_ABORTED);
+        cmd_finish(req, VIRTIO_SCSI_S_ABORTED, &q->stats.aborted);
     }
     /* Before whoever has cancelled it gets to know, and tells the guest */
     queue_flush(q);
@@ -393,7 +407,7 @@ static void cmd_submit(VirtIOSCSIReq *req, size_t cdb_size)
     /* No reference: before the LUN can die, the bus visits our AioContext. */
     d = virtio_scsi_lun_find(s, req->hdr.lun);
     if (!d) {
-        cmd_finish(req, VIRTIO_SCSI_S_BAD_TARGET);
+        cmd_finish(req, VIRTIO_SCSI_S_BAD_TARGET, &req->queue->stats.failed);
         return;
     }
     sreq = scsi_req_new(d, req->hdr.tag, lun, req->hdr.cdb, cdb_size, req);
@@ -412,11 +426,13 @@ static bool cmd_process(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
 {
     switch (cmd_parse(req, q, sizes)) {
     case 0:
+        virtio_scsi_count(&q->stats.submitted, 1);
         cmd_submit(req, sizes.cdb);
         return true;
     case -ENOTSUP:
         /* We don't offer VIRTIO_SCSI_F_INOUT. */
-        cmd_finish(req, VIRTIO_SCSI_S_FAILURE);
+        virtio_scsi_count(&q->stats.submitted, 1);
+        cmd_finish(req, VIRTIO_SCSI_S_FAILURE, &q->stats.failed);
         return true;
     default:
         virtio_error((VirtIODevice *)q->dev, "virtio-scsi: buffers of a "
@@ -460,10 +476,31 @@ static bool queue_unmap(void *opaque, const VirtQueueElement *elem,
     return virtio_ram_release(&q->ram, pin, addr, written);
 }
 
+/* Any number of ours and the guest's are one, if nobody looks in between. */
+static void queue_kicked(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    if (q->own_kick) {
+        q->own_kick = false;
+    } else {
+        virtio_scsi_count(&q->stats.kicks, 1);
+    }
+}
+
+static void queue_interrupt(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    virtio_scsi_count(&q->stats.interrupts, 1);
+}
+
 static const VirtQueueOps queue_ops = {
     .alloc = queue_alloc,
     .map = queue_map,
     .unmap = queue_unmap,
+    .kicked = queue_kicked,
+    .interrupt = queue_interrupt,
 };
 
 void virtio_scsi_queue_init(VirtIOSCSIQueue *q)
@@ -611,5 +648,6 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
         exit(EXIT_FAILURE);
     }
     cmd_adopt(req, scsi_req_ref(sreq));
+    virtio_scsi_count(&s->queues[n].stats.submitted, 1);
     return req;
 }

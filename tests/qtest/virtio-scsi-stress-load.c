@@ -308,6 +308,7 @@ static void op_done(Stress *s, Op *op)
     Outcome o = read_response(op);
 
     s->count[COUNT_COMMANDS]++;
+    stat_answered(s, op, &o);
     op->lun->in_flight--;
     blocks_release(op, check_response(s, op, &o));
     if (op->outcome) {
@@ -330,6 +331,7 @@ void load_forget(Stress *s)
             if (!q->slots[j].busy) {
                 continue;
             }
+            stat_lost(s, op);
             op->lun->in_flight--;
             blocks_release(op, FATE_UNKNOWN);
             s->count[COUNT_LOST_TO_RESETS]++;

@@ -9,7 +9,8 @@
  * - reads return what was written (each block knows where it belongs, and the
  *   generation that was written last);
  * - sense data are those of the command, and a unit attention is reported once;
- * - nothing that a TMF aborts is answered after the TMF.
+ * - nothing that a TMF aborts is answered after the TMF;
+ * - what QMP says of the queues is right.
  *
  * Environment:
  *   STRESS_OPS     commands per test (2000), at least; it also sets how much is
@@ -56,6 +57,7 @@ static const char *const counter_names[NUM_COUNTERS] = {
     "commands", "blocks-read", "blocks-written", "sense", "unit-attentions",
     "tmfs", "aborted", "pinned", "no-target", "resets", "lost-to-resets",
     "config-writes", "plugs", "stops", "retries", "jobs", "events",
+    "stats",
 };
 
 bool stress_on_stock(void)
@@ -244,6 +246,7 @@ static void start_device(Stress *s)
     ShmDev *d = s->dev = shm_new(s->qts, &s->mem, PCI_SLOT, DEPTH);
 
     shm_start(d, s->sc->flags);
+    g_assert_cmpuint(d->num_queues, <=, MAX_QUEUES);
     s->ops = g_new0(Op, d->num_queues * DEPTH);
     s->tmfs = g_new0(Tmf, DEPTH);
     for (unsigned i = 0; i < d->num_queues; i++) {
@@ -358,6 +361,7 @@ static void run_acts(Stress *s, uint64_t rounds)
 
     for (uint64_t i = 0; i < rounds; i++) {
         load_run(s, 1 + stress_below(s, 2 * PACE));
+        stat_check(s);
         if (!left) {
             for (num = 0; s->sc->acts[num]; num++) {
                 deck[num] = s->sc->acts[num];
@@ -388,6 +392,7 @@ static void run(const void *opaque)
     act_finish_jobs(&s);
     tmf_drain(&s);
     load_verify(&s);
+    stat_check_sums(&s);
     check_unit_attentions(&s);
     report(&s, seed);
     check_counters(&s);

@@ -6,6 +6,7 @@
  * virtio-scsi-stress-load.c  commands, their answers, TMFs and events
  * virtio-scsi-stress-act.c   what happens to the device meanwhile
  * virtio-scsi-stress-job.c   mirrors, backups and snapshots
+ * virtio-scsi-stress-stat.c  what QMP says of the queues
  *
  * One thread drives all queues; it is QEMU that has many.
  *
@@ -200,8 +201,32 @@ typedef enum Counter {
     COUNT_RETRIES,          /* commands that stopped the VM, then succeeded */
     COUNT_JOBS,
     COUNT_EVENTS,           /* from the event queue */
+    COUNT_STATS,            /* looks at the device's own counters */
     NUM_COUNTERS,
 } Counter;
+
+/* The device's counters of a queue, of x-query-virtio-scsi-queues */
+typedef enum Stat {
+    STAT_SUBMITTED,
+    STAT_COMPLETED,
+    STAT_IN_FLIGHT,
+    STAT_ABORTED,
+    STAT_FAILED,
+    STAT_BYTES_READ,
+    STAT_BYTES_WRITTEN,
+    STAT_KICKS,
+    STAT_INTERRUPTS,
+    NUM_STATS,
+} Stat;
+
+#define MAX_QUEUES 8
+
+typedef struct StressQueue {
+    uint64_t seen[NUM_STATS];   /* when the device was last asked */
+    uint64_t done[NUM_STATS];   /* that we know of, by the answers */
+    uint64_t known;             /* answers when the device was last asked */
+    uint64_t lost;              /* commands that were never answered */
+} StressQueue;
 
 typedef void ActFunc(Stress *s);
 
@@ -229,6 +254,7 @@ struct Stress {
     Lun *luns;
     unsigned num_luns;
     Op *ops;
+    StressQueue queues[MAX_QUEUES];
     Tmf *tmfs;
     unsigned tmfs_in_flight;
 
@@ -309,6 +335,12 @@ ActFunc act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
         act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
         act_job;
 void act_finish_jobs(Stress *s);
+
+/* The device's counters: what we know of them, and what it says */
+void stat_answered(Stress *s, const Op *op, const Outcome *o);
+void stat_lost(Stress *s, const Op *op);
+void stat_check(Stress *s);
+void stat_check_sums(Stress *s);
 
 /* A number below @n */
 static inline unsigned stress_below(Stress *s, unsigned n)
