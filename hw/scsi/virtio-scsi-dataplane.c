@@ -303,6 +303,8 @@ static void queue_sync(void *opaque)
         return;
     }
     if (wanted && q->attached) {
+        /* Not counted if it was busy when a drain began that has ended now */
+        queue_set_counted(q, true);
         /* A handler may have turned a kick down in between; look again. */
         queue_kick(q);
     } else if (wanted) {

@@ -238,6 +238,24 @@ bool virtio_scsi_drained_poll(SCSIBus *bus);
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s);
 
 /**
+ * virtio_scsi_is_held:
+ * @s: the device
+ *
+ * A LUN that waits for the graph lock runs the event loop, and a drain that
+ * begins then doesn't wait for the handler.  So the handler asks this before
+ * each command.
+ *
+ * Context: the owner of a request queue.
+ * Returns: true if requests are to stay in the rings; their queues are looked
+ * at when the drain ends.
+ */
+static inline bool virtio_scsi_is_held(VirtIOSCSI *s)
+{
+    return unlikely(qatomic_read(&s->drained)) &&
+           qatomic_read(&s->mode) == VIRTIO_SCSI_STARTED;
+}
+
+/**
  * virtio_scsi_notify:
  * @s: the device
  * @vq: one of its virtqueues, with new used elements
@@ -346,7 +364,7 @@ void virtio_scsi_event_reset(VirtIOSCSI *s);
  * virtio_scsi_event_flush:
  * @s: the device
  *
- * Deliver now what other threads have posted.  Context: BQL held.
+ * Deliver now what has been posted.  Context: BQL held.
  */
 void virtio_scsi_event_flush(VirtIOSCSI *s);
 
@@ -357,8 +375,9 @@ void virtio_scsi_event_flush(VirtIOSCSI *s);
  * @reason: depends on @event (virtio 1.2, 5.6.6.3)
  * @dev: the LUN that the event is about
  *
- * Tell the guest, in the order of the calls; at once if the caller is in the
- * main loop.  Context: any thread.
+ * Tell the guest, in the order of the calls, from a bottom half in the main
+ * loop.  After VIRTIO_SCSI_T_TRANSPORT_RESET the first command to any LUN reports
+ * REPORTED LUNS DATA HAS CHANGED, too (SAM-5, 5.14).  Context: any thread.
  */
 void virtio_scsi_event_post(VirtIOSCSI *s, uint32_t event, uint32_t reason,
                             SCSIDevice *dev);

@@ -163,13 +163,15 @@ static void cmd_put_sense(VirtIOSCSIReq *req, SCSIRequest *sreq)
 void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual)
 {
     VirtIOSCSIReq *req = sreq->hba_private;
-    VirtIOSCSIStats *stats = &req->queue->stats;
-    Stat64 *end = &stats->good;
     size_t moved = sreq->cmd.xfer - residual;
+    VirtIOSCSIStats *stats;
+    Stat64 *end;
 
     if (sreq->io_canceled) {
-        return; /* virtio_scsi_cmd_cancelled() follows */
+        return; /* virtio_scsi_cmd_cancelled() follows, or was before */
     }
+    stats = &req->queue->stats;
+    end = &stats->good;
     req->resp.status = sreq->status;
     req->resp.resid = virtio_tswap32((VirtIODevice *)req->queue->dev,
                                      req->data_size - moved);
@@ -513,7 +515,7 @@ void virtio_scsi_queue_init(VirtIOSCSIQueue *q)
 
 void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q)
 {
-    assert(QTAILQ_EMPTY(&q->in_flight));
+    assert(QTAILQ_EMPTY(&q->in_flight) && !q->filled);
     virtio_queue_set_ops(q->vq, NULL, NULL);
     scsi_pool_clear(&q->pool);
 }
@@ -526,7 +528,7 @@ static int queue_process_ring(VirtIOSCSIQueue *q, int max)
 {
     int n;
 
-    for (n = 0; n < max; n++) {
+    for (n = 0; n < max && !virtio_scsi_is_held(q->dev); n++) {
         VirtIOSCSIReq *req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
 
         if (!req) {
@@ -555,7 +557,8 @@ static bool queue_run_batch(VirtIOSCSIQueue *q, bool switch_kicks)
         }
         left -= done;
         /* The guest may have added more just before kicks were on again. */
-    } while (done >= 0 && left > 0 && !virtio_queue_empty(q->vq));
+    } while (done >= 0 && left > 0 && !virtio_queue_empty(q->vq) &&
+             !virtio_scsi_is_held(q->dev));
     return done >= 0 && !virtio_queue_empty(q->vq);
 }
 
@@ -609,6 +612,7 @@ void virtio_scsi_queue_rehome(VirtIOSCSIQueue *q, AioContext *ctx)
     VirtIOSCSIReq *req;
 
     GLOBAL_STATE_CODE();
+    assert(!q->busy && !q->filled);
 
     QTAILQ_FOREACH(req, &q->in_flight, next) {
         scsi_req_move(req->sreq, ctx);

@@ -46,8 +46,8 @@ typedef struct SCSIInflight {
 } SCSIInflight;
 
 /**
- * SCSILaneFunc: called in the AioContext of @lane, never in the middle of a
- * call into the LUN, even if the LUN runs the event loop there
+ * SCSILaneFunc: called in the AioContext of @lane; from scsi_lane_visit() never
+ * in the middle of a call into the LUN, even if the LUN runs the event loop there
  */
 typedef void SCSILaneFunc(SCSILane *lane, void *opaque);
 

@@ -138,8 +138,10 @@ struct VirtIOSCSI {
     /* Written under the BQL, read from any thread; see VirtIOSCSIMode */
     VirtIOSCSIMode mode;
     bool drained;               /* leave requests in the rings for now */
-    unsigned num_active;        /* queues with counted set; atomic */
     unsigned resetting;         /* resets of LUNs or of all under way */
+
+    /* Written by the queues' AioContexts, read under the BQL */
+    unsigned num_active;        /* queues with counted set; atomic */
 
     /* Main loop only */
     bool main_attached;         /* host notifiers of the fixed queues */
