@@ -1,8 +1,8 @@
 /*
  * virtio SCSI host bus adapter: the event virtqueue (virtio 1.2, 5.6.6.3)
  *
- * Only the main loop touches the virtqueue.  Other threads leave a note, and a
- * bottom half in the main loop delivers it.
+ * Only the main loop touches the virtqueue.  Whoever has something to tell leaves
+ * a note, and a bottom half in the main loop delivers it.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -23,6 +23,7 @@ struct VirtIOSCSIEventNote {
     uint32_t event;
     uint32_t reason;
     uint8_t lun[8];
+    bool luns_changed;          /* a unit attention condition goes with it */
 };
 
 /* Write @note to a buffer of the guest.  Returns false if there is none. */
@@ -62,6 +63,9 @@ static bool event_push(VirtIOSCSI *s, const VirtIOSCSIEventNote *note)
 
 static void event_deliver(VirtIOSCSI *s, const VirtIOSCSIEventNote *note)
 {
+    if (note->luns_changed) {
+        scsi_bus_set_ua(&s->bus, SENSE_CODE(REPORTED_LUNS_CHANGED));
+    }
     /* Before DRIVER_OK the guest scans the bus anyway. */
     if ((VIRTIO_DEVICE(s)->status & VIRTIO_CONFIG_S_DRIVER_OK) &&
         !event_push(s, note)) {
@@ -104,6 +108,7 @@ void virtio_scsi_event_post(VirtIOSCSI *s, uint32_t event, uint32_t reason,
 {
     VirtIOSCSIEventNote *note = g_new0(VirtIOSCSIEventNote, 1);
 
+    note->luns_changed = event == VIRTIO_SCSI_T_TRANSPORT_RESET;
     note->event = event;
     note->reason = reason;
     note->lun[0] = 1;
@@ -115,11 +120,11 @@ void virtio_scsi_event_post(VirtIOSCSI *s, uint32_t event, uint32_t reason,
     WITH_QEMU_LOCK_GUARD(&s->event_notes_lock) {
         QSIMPLEQ_INSERT_TAIL(&s->event_notes, note, next);
     }
-    if (qemu_get_current_aio_context() == qemu_get_aio_context()) {
-        virtio_scsi_event_flush(s);
-    } else {
-        qemu_bh_schedule(s->event_bh);
-    }
+    /*
+     * A LUN that is plugged isn't realized yet.  A guest that hears of it now
+     * would look for it in another thread, and not find it.
+     */
+    qemu_bh_schedule(s->event_bh);
 }
 
 void virtio_scsi_handle_event(VirtIODevice *vdev, VirtQueue *vq)

@@ -150,7 +150,6 @@ static void virtio_scsi_report_luns_changed(VirtIOSCSI *s, SCSIDevice *sd,
 {
     if (virtio_vdev_has_feature(VIRTIO_DEVICE(s), VIRTIO_SCSI_F_HOTPLUG)) {
         virtio_scsi_event_post(s, VIRTIO_SCSI_T_TRANSPORT_RESET, reason, sd);
-        scsi_bus_set_ua(&s->bus, SENSE_CODE(REPORTED_LUNS_CHANGED));
     }
 }
 
@@ -191,7 +190,7 @@ static void virtio_scsi_lun_unplug(HotplugHandler *handler, DeviceState *dev,
     virtio_scsi_report_luns_changed(s, sd, VIRTIO_SCSI_EVT_RESET_REMOVED);
 }
 
-/* A LUN's parameters have changed; comes from the LUN's home AioContext. */
+/* A LUN's parameters have changed; comes from any thread. */
 static void virtio_scsi_lun_changed(SCSIBus *bus, SCSIDevice *sd,
                                     SCSISense sense)
 {
