@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `make deb` accepts, makes and refuses, on a toy source package (TAP).
+
+Needs dpkg-source and dpkg-checkbuilddeps, no network, no root, no QEMU.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+sys.dont_write_bytecode = True
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+sys.path.insert(0, TOP + "/scripts")
+import debroot
+import program
+
+DEB = TOP + "/scripts/deb"
+OLD = "10.0.13+ds-0+deb13u1"
+NEW = OLD + "+vsmq20261103"
+check_deb = program.load("check-deb")
+deb = check_deb.deb
+
+CONTROL = """\
+Source: qemu
+Maintainer: Them <them@invalid>
+Standards-Version: 4.7.2
+Build-Depends: debhelper-compat (= 13), one:native | other,
+ absent <!pkg.qemu.omit-user>
+Build-Depends-Arch: two (>> 1.5~) [linux-any], hurd-only [hurd-any]
+Build-Depends-Indep: absent-too
+
+Package: qemu-toy
+Architecture: any
+Description: a toy
+"""
+MAIL = """\
+From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001
+From: A Name <name@invalid>
+Date: %s
+Subject: [PATCH] %s
+
+---
+ a | 2 +-
+
+"""
+CHANGE = """\
+diff --git a/hw/a.c b/hw/a.c
+--- a/hw/a.c
++++ b/hw/a.c
+@@ -1,4 +1,4 @@
+ 1
+-2
++two
+ 3
+ 4
+"""
+CREATE = """\
+diff --git a/hw/new.c b/hw/new.c
+new file mode 100644
+--- /dev/null
++++ b/hw/new.c
+@@ -0,0 +1 @@
++new
+"""
+
+
+def write(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+class Toy:
+    """A build/ with a source package of two files, ours and two mails."""
+
+    def __init__(self, top):
+        self.build = top + "/build"
+        self.make_package(top + "/package")
+        shutil.copytree(top + "/package/qemu-10.0.13+ds", self.build + "/base")
+        write(self.build + "/base.stamp", "Debian qemu_%s.dsc\n" % OLD)
+        shutil.copytree(self.build + "/base", self.build + "/src")
+        write(self.build + "/src/hw/a.c", "1\ntwo\n3\n4\n5\n")
+        write(self.build + "/src/hw/new.c", "new\n")
+        write(self.build + "/src.manifest", "hw/a.c\nhw/new.c\n")
+        self.mail("0000-cover-letter", "", "cover")
+        self.mail("0001-change", CHANGE, "change")
+        self.mail("0002-create", CREATE, "create",
+                  "Mon, 2 Nov 2026 23:30:00 -0200")
+
+    def make_package(self, where):
+        tree = where + "/qemu-10.0.13+ds"
+        write(tree + "/hw/a.c", "1\n2\n3\n4\n5\n")
+        write(tree + "/hw/b.c", "b\n")
+        subprocess.run(["tar", "-C", where, "-cJf",
+                        where + "/qemu_10.0.13+ds.orig.tar.xz",
+                        os.path.basename(tree)], check=True)
+        write(tree + "/debian/control", CONTROL)
+        write(tree + "/debian/source/format", "3.0 (quilt)\n")
+        write(tree + "/debian/patches/series", "")
+        write(tree + "/debian/changelog",
+              "qemu (1:%s) trixie; urgency=medium\n\n  * toy\n\n"
+              " -- Them <them@invalid>  Sun, 01 Nov 2026 00:00:00 +0000\n" % OLD)
+        subprocess.run(["dpkg-source", "-b", tree], cwd=where, check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.makedirs(self.build + "/dl")
+        for name in os.listdir(where):
+            if name.startswith("qemu_"):
+                os.rename(where + "/" + name, self.build + "/dl/" + name)
+
+    def mail(self, name, change, subject,
+             date="Sun, 1 Nov 2026 12:00:00 +0000"):
+        write("%s/series/%s.patch" % (self.build, name),
+              MAIL % (date, subject) + change + "-- \n2.50\n")
+
+    def deb(self, **env):
+        """(exit status, what it says)"""
+        clean = {k: v for k, v in os.environ.items() if k != "QEMU_SRC"}
+        done = subprocess.run([DEB, "--build", self.build],
+                              env=dict(clean, **env), text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        left = [n for n in os.listdir(self.build + "/deb")
+                if n.startswith(".")] if done.returncode and \
+            os.path.isdir(self.build + "/deb") else []
+        expect(not left, "left behind: %s" % left)
+        return done.returncode, done.stdout
+
+
+def expect(condition, message):
+    if not condition:
+        raise AssertionError(message)
+
+
+def refused(toy, text, **env):
+    status, said = toy.deb(**env)
+    expect(status == 1 and text in said and "Traceback" not in said,
+           "exit status %d, not refused with '%s': %s" % (status, text, said))
+
+
+def test_package(toy):
+    """the package has the mails, an entry, a version, and unpacks"""
+    status, said = toy.deb()
+    expect(status == 0, said)
+    dsc = read("%s/deb/qemu_%s.dsc" % (toy.build, NEW))
+    expect("Version: 1:%s\n" % NEW in dsc, dsc)
+    expect("XSBC-Original-Maintainer: Them" not in dsc
+           and "Maintainer: %s\n" % deb.maintainer() in dsc, dsc)
+    tree = toy.build + "/tree"
+    subprocess.run(["dpkg-source", "--no-copy", "-x", "%s/deb/qemu_%s.dsc"
+                    % (toy.build, NEW), tree], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    expect(read(tree + "/debian/patches/series").split() ==
+           ["virtio-scsi-mq/0001-change.patch",
+            "virtio-scsi-mq/0002-create.patch"], "series")
+    entry = read(tree + "/debian/changelog")
+    expect(entry.startswith("qemu (1:%s) trixie; urgency=medium\n" % NEW)
+           and "(1:%s) trixie" % OLD in entry
+           and "the 2 patches" in entry, entry)
+    expect("XSBC-Original-Maintainer: Them <them@invalid>\n" in
+           read(tree + "/debian/control"), "control")
+    expect(read(tree + "/hw/a.c") == "1\ntwo\n3\n4\n5\n", "hw/a.c")
+
+
+def test_again(toy):
+    """the same series makes the same package, and replaces another one"""
+    expect(toy.deb()[0] == 0, "first time")
+    first = read("%s/deb/qemu_%s.dsc" % (toy.build, NEW))
+    os.rename(toy.build + "/deb/qemu_%s.dsc" % NEW,
+              toy.build + "/deb/qemu_%s.dsc" % OLD)
+    expect(toy.deb()[0] == 0, "second time")
+    expect(read("%s/deb/qemu_%s.dsc" % (toy.build, NEW)) == first, "another")
+    expect(sum(n.endswith(".dsc") for n in os.listdir(toy.build + "/deb")) == 1,
+           "an old .dsc stays")
+
+
+def test_no_apply(toy):
+    """a patch that doesn't apply"""
+    toy.mail("0001-change", CHANGE.replace("-2", "-7"), "change")
+    refused(toy, "0001-change.patch")
+
+
+def test_fuzz(toy):
+    """a patch that only applies with fuzz"""
+    toy.mail("0001-change", CHANGE.replace(" 4\n", " four\n"), "change")
+    refused(toy, "0001-change.patch")
+
+
+def test_content(toy):
+    """another content than build/src has"""
+    toy.mail("0001-change", CHANGE.replace("two", "zwei"), "change")
+    refused(toy, "hw/a.c: another than in ")
+
+
+def test_mode(toy):
+    """another mode than build/src has"""
+    os.chmod(toy.build + "/src/hw/new.c", 0o755)
+    refused(toy, "hw/new.c: another than in ")
+
+
+def test_base(toy):
+    """a file of the base's that the package has differently, or not"""
+    write(toy.build + "/base/hw/b.c", "c\n")
+    write(toy.build + "/base/hw/c.c", "c\n")
+    refused(toy, "hw/b.c: another than in ")
+    refused(toy, "hw/c.c: missing")
+
+
+def test_forgotten(toy):
+    """a file of ours that no mail brings"""
+    write(toy.build + "/src/hw/c.c", "c\n")
+    write(toy.build + "/src.manifest", "hw/a.c\nhw/c.c\nhw/new.c\n")
+    refused(toy, "hw/c.c: it is ours, but in no mail")
+
+
+def test_too_much(toy):
+    """a file that a mail changes and scripts/overlay doesn't"""
+    write(toy.build + "/src.manifest", "hw/a.c\n")
+    refused(toy, "hw/new.c: the series changes it, scripts/overlay doesn't")
+
+
+def test_mails(toy):
+    """mails that are missing, or none of git format-patch"""
+    write(toy.build + "/series/0002-create.patch", CREATE)
+    refused(toy, "0002-create.patch has no line 'From:'")
+    os.rename(toy.build + "/series/0002-create.patch",
+              toy.build + "/series/0003-create.patch")
+    refused(toy, "number 0002 is missing before 0003-create.patch")
+    shutil.rmtree(toy.build + "/series")
+    refused(toy, "make series")
+
+
+def test_other_base(toy):
+    """a base that is not Debian's"""
+    refused(toy, "QEMU_SRC=/some/tree is set", QEMU_SRC="/some/tree")
+    write(toy.build + "/base.stamp", "copy of /some/tree, 1-2\n")
+    refused(toy, "is a copy of /some/tree, 1-2, but only Debian's")
+    os.unlink(toy.build + "/base.stamp")
+    refused(toy, "make base")
+
+
+def test_damaged(toy):
+    """a download that isn't what the .dsc says"""
+    with open(toy.build + "/dl/qemu_10.0.13+ds.orig.tar.xz", "ab") as file:
+        file.write(b"x")
+    refused(toy, "dpkg-source")
+
+
+def test_version(toy):
+    """the version sorts between Debian's and Debian's next"""
+    package = deb.Package(deb.Places(toy.build))
+    check_deb.check_version(package)
+    for bad in ("1:%s~vsmq1" % OLD, "1:10.0.13+ds-0+deb13u2+vsmq1"):
+        package.version = bad
+        try:
+            check_deb.check_version(package)
+        except deb.Problem:
+            continue
+        raise AssertionError("%s was accepted" % bad)
+
+
+def test_dependencies(toy):
+    """build dependencies of this architecture, without profiles' others"""
+    write(toy.build + "/control", CONTROL)
+    found = debroot.dependencies(toy.build + "/control")
+    expect(set(found) - {"build-essential"} == {"debhelper-compat", "one", "two"},
+           found)
+    try:
+        debroot.dependencies(toy.build + "/nothing")
+    except deb.Problem as problem:
+        expect("/nothing" in str(problem), problem)
+    else:
+        raise AssertionError("no control file, no complaint")
+
+
+def test_complaints(toy):
+    """what a compiler says belongs to the object that it was making"""
+    write(toy.build + "/log", """\
+[1/4] Compiling C object a.p/a.c.o
+[2/4] Compiling C object a.p/b.c.o
+../b.c:1:1: warning: odd
+FAILED: a.p/c.c.o
+cc -c c.c
+../c.c:7:2: error: bad
+[4/4] Generating x
+""")
+    said = check_deb.complaints(toy.build + "/log")
+    expect(said["a.p/a.c.o"] == [] and "odd" in said["a.p/b.c.o"][0]
+           and "bad" in said["a.p/c.c.o"][0], said)
+
+
+def main():
+    tests = [f for n, f in globals().items() if n.startswith("test_")]
+    failed = 0
+    print("1..%d" % len(tests))
+    for number, test in enumerate(tests, 1):
+        with tempfile.TemporaryDirectory(prefix="test-deb-") as top:
+            try:
+                test(Toy(top))
+                print("ok %d - %s" % (number, test.__doc__), flush=True)
+            except (AssertionError, deb.Problem, OSError,
+                    subprocess.SubprocessError) as error:
+                failed += 1
+                text = str(error).replace("\n", "\n#   ")
+                print("not ok %d - %s\n#   %s" % (number, test.__doc__, text),
+                      flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
