@@ -1,8 +1,8 @@
 /*
  * virtio SCSI host bus adapter: the event virtqueue (virtio 1.2, 5.6.6.3)
  *
- * Only the main loop touches the virtqueue.  Whoever has something to tell leaves
- * a note, and a bottom half in the main loop delivers it.
+ * Only the main loop touches the virtqueue.  Whoever has something to tell
+ * leaves a note, and a bottom half in the main loop delivers it.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *

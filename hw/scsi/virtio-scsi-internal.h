@@ -376,8 +376,10 @@ void virtio_scsi_event_flush(VirtIOSCSI *s);
  * @dev: the LUN that the event is about
  *
  * Tell the guest, in the order of the calls, from a bottom half in the main
- * loop.  After VIRTIO_SCSI_T_TRANSPORT_RESET the first command to any LUN reports
- * REPORTED LUNS DATA HAS CHANGED, too (SAM-5, 5.14).  Context: any thread.
+ * loop.  After VIRTIO_SCSI_T_TRANSPORT_RESET the first command to any LUN
+ * reports REPORTED LUNS DATA HAS CHANGED, too (SAM-5, 5.14).
+ *
+ * Context: any thread.
  */
 void virtio_scsi_event_post(VirtIOSCSI *s, uint32_t event, uint32_t reason,
                             SCSIDevice *dev);

@@ -47,7 +47,7 @@ typedef struct SCSIInflight {
 
 /**
  * SCSILaneFunc: called in the AioContext of @lane; from scsi_lane_visit() never
- * in the middle of a call into the LUN, even if the LUN runs the event loop there
+ * in the middle of a call into the LUN, even if that runs the event loop
  */
 typedef void SCSILaneFunc(SCSILane *lane, void *opaque);
 
