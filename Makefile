@@ -16,7 +16,8 @@ unexport MAKEFLAGS MFLAGS
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-guest check-libvirt check-migration check-backends \
-        bench bench-nbd profile series check-series base deps clean distclean
+        bench bench-nbd profile docs check-docs series check-series deb check-deb \
+        base deps clean distclean
 
 help: ## list the targets and variables
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -33,6 +34,7 @@ help: ## list the targets and variables
 	@echo '  ROUNDS=N             of `make bench` (default 5)'
 	@echo '  CONFIG=NAME          for `make profile` (scripts/bench --list; default null-1)'
 	@echo '  NO_STOCK=1           `make check-tsan` without stock beside it'
+	@echo '  BUILD=1              `make deb` builds the packages, too'
 	@echo '  APPLY_ONLY=1         `make check-series` without the builds'
 	@echo '  CACHELINES=1         shared cache lines as well (with CONFIG=null-2, say)'
 
@@ -106,6 +108,15 @@ profile: build stock ## where the CPU time of one configuration goes, and its lo
 	@scripts/build-qemu bench
 	@scripts/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines)
 
+docs: base ## QEMU's manual with our pages, as build/docs/index.html
+	@scripts/deps docs
+	@scripts/overlay
+	@scripts/docs
+
+check-docs: build ## our pages without a warning; their commands, QMP and messages tried
+	@scripts/deps docs
+	@scripts/docs --check
+
 series: base ## our changes as mails to git am, with a cover letter, in build/series
 	@scripts/deps series
 	@scripts/series
@@ -113,6 +124,18 @@ series: base ## our changes as mails to git am, with a cover letter, in build/se
 check-series: build series ## git am on the tarball, a build and tests after each mail
 	@scripts/deps style check
 	@scripts/check-series $(if $(APPLY_ONLY),--apply-only)
+
+deb: base ## Debian's source package with the series (BUILD=1: the packages too, as root, hours)
+	@scripts/deps series deb
+	@scripts/overlay
+	@scripts/series
+	@scripts/deb $(if $(BUILD),--binary)
+
+check-deb: base ## the package unpacks to our files, Debian's configuration compiles them (root)
+	@scripts/deps series deb
+	@scripts/overlay
+	@scripts/series
+	@scripts/check-deb
 
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
 	@scripts/deps style
@@ -128,6 +151,7 @@ clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \
 	    build/tsan build/stock-tsan build/asan \
 	    build/check build/bench build/series build/check-series \
+	    build/docs build/docs.warnings build/deb \
 	    build/qemu-* build/*.log build/.[a-z]*
 
 distclean: ## delete build/ altogether

@@ -3,16 +3,19 @@
 
 Watch reads the guest's console (QEMU's standard output) and its "@" lines
 (second serial port, QEMU's standard error; see guest-init), samples the CPU
-time of QEMU's threads at each of the guest's ticks, and tells a guest at work
-from one that does not boot, hangs, or fell over a fault of the emulator.
+time of QEMU's threads and the counters of virtio-scsi's queues at each of the
+guest's ticks, and tells a guest at work from one that does not boot, hangs, or
+fell over a fault of the emulator.
 """
 
 import collections
 import ctypes
+import json
 import os
 import re
 import selectors
 import signal
+import socket
 import subprocess
 import time
 
@@ -20,7 +23,7 @@ SILENCE = 60                    # seconds without a sign of life from a guest
 STALL = re.compile(r"rcu.*(stall|starved)|soft lockup|hard LOCKUP")
 
 Thread = collections.namedtuple("Thread", "name usr sys cpu switches")
-Sample = collections.namedtuple("Sample", "time reads threads")
+Sample = collections.namedtuple("Sample", "time reads threads queues")
 
 
 class RunError(Exception):
@@ -74,14 +77,87 @@ def difference(first, last):
     return found
 
 
+def is_iothread(thread):
+    """The monitor has one, too, which is none of the user's."""
+    return thread.name.startswith("IO ") and thread.name != "IO mon_iothread"
+
+
 def iothread_times(threads):
-    return {t.name[3:]: t for t in threads if t.name.startswith("IO ")}
+    return {t.name[3:]: t for t in threads if is_iothread(t)}
+
+
+class QueueView:
+    """What QEMU tells of virtio-scsi's queues, by its QMP socket.
+
+    Stock QEMU has no such command, and a QEMU that has just died tells
+    nothing; then there is no view, and nobody has to wait for it.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.socket = self.stream = None
+
+    def connect(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(10)
+        self.socket.connect(self.path)
+        self.stream = self.socket.makefile("rw", encoding="utf-8")
+        self.stream.readline()          # the greeting
+        self.execute("qmp_capabilities")
+
+    def execute(self, command):
+        """The value that it returns; None if there is no such command."""
+        self.stream.write(json.dumps({"execute": command}) + "\n")
+        self.stream.flush()
+        while True:
+            line = self.stream.readline()
+            if not line:
+                raise OSError("QEMU has closed its QMP socket")
+            reply = json.loads(line)
+            if "return" in reply or "error" in reply:
+                return reply.get("return")
+
+    def read(self):
+        """[queue of the first device], or None."""
+        if not self.path:
+            return None
+        try:
+            if not self.stream:
+                self.connect()
+            devices = self.execute("x-query-virtio-scsi-queues")
+        except (OSError, ValueError):
+            devices = None
+        if not devices:
+            self.close()
+            self.path = None
+            return None
+        return devices[0]["queues"]
+
+    def close(self):
+        if self.stream:
+            self.stream.close()
+        if self.socket:
+            self.socket.close()
+        self.socket = self.stream = None
+
+
+def queue_difference(first, last):
+    """[queue], with counters of the time between two samples, or None."""
+    if not first or not last:
+        return None
+    counters = ("submitted", "bytes-read", "bytes-written", "kicks",
+                "interrupts")
+    return [dict(new, **{c: new[c] - old[c] for c in counters})
+            for old, new in zip(first, last)]
 
 
 class Watch:
-    """One QEMU process: reads its two serial ports and takes samples."""
+    """One QEMU process: reads its two serial ports and takes samples.
 
-    def __init__(self, lines, setup):
+    @qmp is the path of its QMP socket, if it has one.
+    """
+
+    def __init__(self, lines, setup, qmp=None):
         self.limit = 120 + 15 * setup.vcpus     # seconds to boot
         self.cap = 2 * self.limit + 3 * setup.runtime
         self.tcg = "tcg" in setup.accel[0]
@@ -91,6 +167,7 @@ class Watch:
         self.samples = []
         self.start = self.heard = self.moved = time.monotonic()
         self.shown = 0
+        self.view = QueueView(qmp)
         libc = ctypes.CDLL(None)
         # Dies with this program even where nobody can catch the signal.
         self.proc = subprocess.Popen(
@@ -133,7 +210,8 @@ class Watch:
             self.moved = now
         if reads <= idle or (is_end and len(self.samples) > 1):
             return
-        self.samples.append(Sample(now, reads, read_threads(self.proc.pid)))
+        self.samples.append(Sample(now, reads, read_threads(self.proc.pid),
+                                   self.view.read()))
         if not is_end and len(self.samples) > 1:
             self.progress()
 
@@ -216,6 +294,7 @@ class Watch:
             say(f"  QEMU says: {text}")
 
     def close(self):
+        self.view.close()
         if self.proc.poll() is None:
             self.proc.kill()
         self.proc.wait()

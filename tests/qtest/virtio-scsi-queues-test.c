@@ -608,14 +608,14 @@ static void fall_back(MqDev *d, const DataConfig *cfg, unsigned spare)
 
 /*
  * Notifiers that can't be set up, and the main loop has all queues: none at
- * all, or half of the host notifiers
+ * all, or not all of the host notifiers
  */
 static void test_fallback(const DataConfig *cfg)
 {
     MqDev *d = data_begin(cfg);
 
     fall_back(d, cfg, 0);
-    fall_back(d, cfg, d->num_vqs + d->num_vqs / 2);
+    fall_back(d, cfg, 2 * d->num_vqs - 1);
     data_end(d);
 }
 

@@ -3,7 +3,7 @@
 """Mapped controllers and their LUNs by QMP and HMP, in a running guest (TAP).
 
 What a management layer asks first (properties, help, the QMP schema) must be
-the stock QEMU's. Then controllers with either form of the mapping come and go
+the stock QEMU's, but for x-query-virtio-scsi-queues and its types. Then controllers with either form of the mapping come and go
 while a Linux guest uses them, LUNs come and go under load, and a mapping that
 is refused must not disturb either.
 
@@ -32,6 +32,8 @@ FORMS = {
     "vqs": [{"iothread": "t1", "vqs": [0, 3]},
             {"iothread": "t0", "vqs": [2, 1]}],
 }
+SERVED = {"round-robin": ["t0", "t1", "t0", "t1"],  # by queue
+          "vqs": ["t1", "t0", "t0", "t1"]}
 
 
 # ------------------------------------------------- what stock says of itself
@@ -76,11 +78,107 @@ def test_help():
         expect(ours == stock, f"-device {device},help differs from stock's")
 
 
+QUEUES_COMMAND = "x-query-virtio-scsi-queues"
+QUEUES_TYPES = {                # member: type; "*" if it may be missing
+    "arguments": {"path": "*str"},
+    "VirtioScsiQueues": {"path": "str", "id": "*str",
+                         "queues": "list"},
+    "VirtioScsiQueueInfo": {
+        "queue": "int", "iothread": "*str", "thread-id": "int",
+        "polling": "bool", "submitted": "int", "completed": "int",
+        "in-flight": "int", "aborted": "int", "failed": "int",
+        "bytes-read": "int", "bytes-written": "int", "kicks": "int",
+        "interrupts": "int"},
+}
+
+
+class Schema:
+    """query-qmp-schema's answer, with whole types instead of numbers.
+
+    Introspection numbers its types, so that a new one changes the numbers of
+    those that follow. Compared are commands and events with all that hangs on
+    them.
+    """
+
+    def __init__(self, entries):
+        self.types = {e["name"]: e for e in entries}
+        self.entries = entries
+
+    def names(self):
+        return {e["name"] for e in self.entries
+                if e["meta-type"] in ("command", "event")}
+
+    def whole(self, name):
+        """All that can be reached from @name, in the order of its finding."""
+        found, todo = {}, [name]
+        while todo:
+            this = todo.pop(0)
+            if this not in found:
+                found[this] = len(found)
+                todo += self.references(self.types[this])
+        return [self.renamed(self.types[n], found) for n in found]
+
+    def references(self, entry):
+        names = [entry[k] for k in ("arg-type", "ret-type", "element-type")
+                 if k in entry]
+        for key in ("members", "variants"):
+            names += [m["type"] for m in entry.get(key, ())
+                      if isinstance(m, dict) and "type" in m]
+        return names
+
+    def renamed(self, entry, found):
+        def walk(value):
+            if isinstance(value, dict):
+                return {k: found.get(v, v) if k in ("name", "type", "arg-type",
+                                                    "ret-type", "element-type")
+                        and isinstance(v, str) else walk(v)
+                        for k, v in value.items()}
+            return [walk(v) for v in value] if isinstance(value, list) else value
+        return walk(entry)
+
+    def members(self, name):
+        """{member: type} of an object type."""
+        def called(member):
+            kind = self.types[member["type"]]
+            text = {"builtin": kind["name"], "array": "list"}
+            return (("*" if "default" in member else "")
+                    + text.get(kind["meta-type"], kind["meta-type"]))
+        return {m["name"]: called(m) for m in self.types[name]["members"]}
+
+
+def schemas():
+    ours, stock = (Schema(ask(q, {"execute": "query-qmp-schema"})[0])
+                   for q in (OURS, STOCK))
+    expect(len(stock.names()) > 100, "query-qmp-schema says next to nothing")
+    return ours, stock
+
+
 def test_schema():
-    (ours,), (stock,) = (ask(q, {"execute": "query-qmp-schema"})
-                         for q in (OURS, STOCK))
-    expect(len(ours) > 100, "query-qmp-schema says next to nothing")
-    expect(ours == stock, "query-qmp-schema differs from stock's")
+    """Ours has one command more, and nothing of stock's differs."""
+    ours, stock = schemas()
+    more = ours.names() ^ stock.names()
+    expect(more == {QUEUES_COMMAND},
+           f"query-qmp-schema: only one side has {sorted(more)}")
+    for name in sorted(stock.names()):
+        expect(ours.whole(name) == stock.whole(name),
+               f"query-qmp-schema: {name} differs from stock's")
+
+
+def test_schema_queues():
+    """The command that is ours, and its types, member by member."""
+    ours, _ = schemas()
+    command = ours.types[QUEUES_COMMAND]
+    expect(command.get("features") == ["unstable"],
+           f"{QUEUES_COMMAND}: features {command.get('features')}")
+    device = ours.types[command["ret-type"]]["element-type"]
+    queues, = [m["type"] for m in ours.types[device]["members"]
+               if m["name"] == "queues"]
+    for what, name in (("arguments", command["arg-type"]),
+                       ("VirtioScsiQueues", device),
+                       ("VirtioScsiQueueInfo",
+                        ours.types[queues]["element-type"])):
+        expect(ours.members(name) == QUEUES_TYPES[what],
+               f"{what}: {ours.members(name)}, not {QUEUES_TYPES[what]}")
 
 
 # --------------------------------------------------------------- the guest
@@ -145,14 +243,29 @@ class Hotplug:
         now = self.vm.iothread_seconds()
         return {n for n in now if now[n] - before.get(n, 0) > WORKED}
 
+    def view(self, name="vs"):
+        """QEMU's own view of a controller's queues."""
+        (device,) = self.vm.cmd(QUEUES_COMMAND, {"path": name})
+        expect(device.get("id") == name, f"{QUEUES_COMMAND}: {device}")
+        return device["queues"]
+
     def queues(self, seen):
         return self.vm.shell.run(f"ls /sys/block/{seen}/mq | sort -n")
 
     def load(self, seen, seconds):
         """Verified load by all queues; it must be t0 and t1 that work."""
         before = self.vm.iothread_seconds()
+        old = self.view()
         self.vm.shell.start("load", fio_verified(seen, 4, seconds, "32M"))
         self.vm.shell.finish("load")
+        for then, now in zip(old, self.view()):
+            for what in ("submitted", "bytes-read", "bytes-written", "kicks",
+                         "interrupts"):
+                expect(now[what] > then[what],
+                       f"queue {now['queue']} had load, but {what} says no")
+            expect(not now["in-flight"] and
+                   now["submitted"] == now["completed"],
+                   f"still in flight after the load: {now}")
         expect(self.worked(before) >= {"t0", "t1"} and
                "spare" not in self.worked(before),
                f"work was done by {sorted(self.worked(before))}, "
@@ -168,6 +281,8 @@ def test_come_and_go(h, form):
     expect(told == FORMS[form], f"qom-get says {told}")
     seen = h.disk("d0", "vs", 0)
     expect(h.queues(seen) == list("0123"), f"queues: {h.queues(seen)}")
+    served = [q.get("iothread") for q in h.view()]
+    expect(served == SERVED[form], f"queues are served by {served}")
     h.load(seen, 4)
     for name in ("t0", "t1"):
         kind, text = vm.refused("object-del", {"id": name})
@@ -175,6 +290,7 @@ def test_come_and_go(h, form):
                f"object-del {name}: {kind}: {text}")
     h.remove_disk("d0", seen)
     h.unplug("vs")
+    expect(vm.command(QUEUES_COMMAND) == [], "a controller is left in the view")
     for name in ("t0", "t1"):
         vm.command("object-del", id=name)
         vm.command("object-add", qom_type="iothread", id=name)
@@ -244,6 +360,11 @@ def test_hmp(h):
     expect(h.worked(before) == {"t0"},
            f"work was done by {sorted(h.worked(before))}, not by t0 alone")
     expect("iothread" in vm.hmp("info qtree"), "info qtree: no iothread")
+    lines = vm.hmp("info virtio-scsi-queues vs").splitlines()[1:]
+    want = [f"  queue {q['queue']}: iothread=t0 thread-id={q['thread-id']} "
+            for q in h.view()]
+    expect(len(lines) == 4 and all(map(str.startswith, lines, want)),
+           f"info virtio-scsi-queues: {lines}")
     vm.shell.run(f"echo 1 > /sys/block/{seen}/device/delete")
     for name in ("dev-d0", "vs"):
         expect(not vm.hmp(f"device_del {name}").strip(),
@@ -272,7 +393,8 @@ def main():
     checks = Checks(args.only)
     checks.case("device-list-properties as stock", test_properties)
     checks.case("-device ...,help as stock", test_help)
-    checks.case("query-qmp-schema as stock", test_schema)
+    checks.case("query-qmp-schema as stock, and one command", test_schema)
+    checks.case("schema of x-query-virtio-scsi-queues", test_schema_queues)
     lib.need_guest()
     for form in FORMS:
         checks.case(f"mapped controller comes and goes, {form}",

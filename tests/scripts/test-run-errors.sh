@@ -216,6 +216,26 @@ for queues, cpu, want in (
     if len(got) != len(want) or any(w not in g for w, g in zip(want, got)):
         print(queues, cpu, "want", want, "got", got)
         bad = 1
+# What QEMU says of its queues: (IOThread, requests) of each
+def views(queues, *view):
+    config = run.Config("x", "x", queues, "")
+    told = [{"submitted": n, **({"iothread": t} if t else {})}
+            for t, n in view]
+    return list(run.judge_view(config, told))
+
+one, two = ("iothread0", 5), ("iothread1", 5)
+for queues, view, want in (
+        ([[0, 1]], (one, one), []),
+        ([[0], [1]], (one, two), []),
+        ([[0], [1]], (two, one), ["queue 0 is served by iothread1",
+                                  "queue 1 is served by iothread0"]),
+        ([[0], [1]], (one, (None, 5)), ["by the main loop"]),
+        ([[0], [1]], (one, ("iothread1", 0)), ["queue 1 had no request"]),
+        ([[0], [1]], (), [])):      # stock tells nothing
+    got = views(queues, *view)
+    if len(got) != len(want) or any(w not in g for w, g in zip(want, got)):
+        print(queues, view, "want", want, "got", got)
+        bad = 1
 sys.exit(bad)
 END
 verdict $? "idle and busy IOThreads are told apart" "$tmp/out"
