@@ -229,7 +229,7 @@ class Hotplug:
 
     def unplug(self, name):
         self.vm.command("device_del", id=name)
-        event = self.vm.event_wait("DEVICE_DELETED", timeout=60,
+        event = self.vm.event_wait("DEVICE_DELETED", timeout=60.0,
                                    match={"data": {"device": name}})
         expect(event, f"no DEVICE_DELETED for {name} in 60 s")
 
@@ -369,7 +369,7 @@ def test_hmp(h):
     for name in ("dev-d0", "vs"):
         expect(not vm.hmp(f"device_del {name}").strip(),
                f"HMP refuses device_del {name}")
-        expect(vm.event_wait("DEVICE_DELETED", timeout=60,
+        expect(vm.event_wait("DEVICE_DELETED", timeout=60.0,
                              match={"data": {"device": name}}),
                f"no DEVICE_DELETED for {name}")
     vm.command("blockdev-del", node_name="d0")
