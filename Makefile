@@ -122,7 +122,7 @@ series: base ## our changes as mails to git am, with a cover letter, in build/se
 	@scripts/series
 
 check-series: build series ## git am on the tarball, a build and tests after each mail
-	@scripts/deps style check
+	@scripts/deps style check docs
 	@scripts/check-series $(if $(APPLY_ONLY),--apply-only)
 
 deb: base ## Debian's source package with the series (BUILD=1: the packages too, as root, hours)
