@@ -287,4 +287,3 @@ void test_crowd(const DataConfig *cfg)
     }
     data_end(d);
 }
-
