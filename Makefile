@@ -125,16 +125,14 @@ check-series: build series ## git am on the tarball, a build and tests after eac
 	@scripts/deps style check docs
 	@scripts/check-series $(if $(APPLY_ONLY),--apply-only)
 
-deb: base ## Debian's source package with the series (BUILD=1: the packages too, as root, hours)
-	@scripts/deps series deb
+deb: series ## Debian's source package with the series (BUILD=1: the packages too, as root, hours)
+	@scripts/deps deb
 	@scripts/overlay
-	@scripts/series
 	@scripts/deb $(if $(BUILD),--binary)
 
-check-deb: base ## the package unpacks to our files, Debian's configuration compiles them (root)
-	@scripts/deps series deb
+check-deb: series ## the package unpacks to our files, Debian's configuration compiles them (root)
+	@scripts/deps deb
 	@scripts/overlay
-	@scripts/series
 	@scripts/check-deb
 
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
