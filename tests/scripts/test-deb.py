@@ -17,6 +17,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
 sys.path.insert(0, TOP + "/scripts")
 import debroot
 import program
+from tap import Tap
 
 DEB = TOP + "/scripts/deb"
 OLD = "10.0.13+ds-0+deb13u1"
@@ -298,20 +299,16 @@ cc -c c.c
 
 def main():
     tests = [f for n, f in globals().items() if n.startswith("test_")]
-    failed = 0
-    print("1..%d" % len(tests))
-    for number, test in enumerate(tests, 1):
+    tap = Tap()
+    for test in tests:
         with tempfile.TemporaryDirectory(prefix="test-deb-") as top:
             try:
                 test(Toy(top))
-                print("ok %d - %s" % (number, test.__doc__), flush=True)
+                tap.result(True, test.__doc__)
             except (AssertionError, deb.Problem, OSError,
                     subprocess.SubprocessError) as error:
-                failed += 1
-                text = str(error).replace("\n", "\n#   ")
-                print("not ok %d - %s\n#   %s" % (number, test.__doc__, text),
-                      flush=True)
-    sys.exit(1 if failed else 0)
+                tap.result(False, test.__doc__, error)
+    sys.exit(tap.end())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ import os
 import re
 import sys
 
+sys.dont_write_bytecode = True
+from tap import Tap
+
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 BASE = os.path.join(TOP, "build", "base")
@@ -232,16 +235,10 @@ def main():
     if not pages:
         sys.exit("test-docs-names: no page %s" % PAGES)
     tree = Tree(TOP, BASE)
-    number = failed = 0
+    tap = Tap()
     for name, wrong in results(tree, pages):
-        number += 1
-        for line in wrong:
-            print("# " + line)
-        failed += bool(wrong)
-        print("%s %d - %s" % ("not ok" if wrong else "ok", number, name),
-              flush=True)
-    print("1..%d" % number)
-    return 1 if failed else 0
+        tap.result(not wrong, name, "\n".join(wrong))
+    return tap.end()
 
 
 if __name__ == "__main__":
