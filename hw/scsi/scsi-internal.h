@@ -126,8 +126,8 @@ void scsi_req_restart_all(SCSIDevice *d);
  * scsi_req_pin_device:
  * @d: an unpublished LUN all of whose requests have been cancelled
  *
- * An HBA may still hold references to some of these.  Let them keep @d and
- * the HBA.  Context: main loop, BQL held.
+ * An HBA may still hold references to some of these.  Let them keep @d, its bus
+ * and the HBA.  Context: main loop, BQL held.
  */
 void scsi_req_pin_device(SCSIDevice *d);
 

@@ -130,6 +130,7 @@ SCSIRequest *scsi_req_alloc(const SCSIReqOps *ops, SCSIDevice *d,
 /* What keeps a LUN that has been unplugged; see scsi_req_pin_device() */
 typedef struct SCSIPin {
     SCSIDevice *dev;
+    SCSIBus *bus;       /* has the pools, and lies in the HBA's memory */
     DeviceState *hba;
 } SCSIPin;
 
@@ -139,6 +140,7 @@ static void pin_release(void *opaque)
     g_autofree SCSIPin *pin = opaque;
 
     object_unref(OBJECT(pin->dev));
+    object_unref(OBJECT(pin->bus));
     object_unref(OBJECT(pin->hba));
 }
 
@@ -149,6 +151,7 @@ static void pin_lane(SCSILane *lane, void *opaque)
 
         *pin = *(SCSIPin *)opaque;
         object_ref(OBJECT(pin->dev));
+        object_ref(OBJECT(pin->bus));
         object_ref(OBJECT(pin->hba));
         lane->pin = pin;
     }
@@ -156,7 +159,8 @@ static void pin_lane(SCSILane *lane, void *opaque)
 
 void scsi_req_pin_device(SCSIDevice *d)
 {
-    SCSIPin pin = { .dev = d, .hba = scsi_bus_from_device(d)->qbus.parent };
+    SCSIBus *bus = scsi_bus_from_device(d);
+    SCSIPin pin = { .dev = d, .bus = bus, .hba = bus->qbus.parent };
 
     scsi_inflight_visit_wait(&d->inflight, pin_lane, &pin);
 }
