@@ -244,6 +244,25 @@ static void qmp_and_wait(MqDev *d, const char *command, const char *event)
     qtest_qmp_eventwait(d->qts, event);
 }
 
+/* QEMU tells of an error at LUN_STOP, and only then that the VM stops. */
+static void expect_error_event(QTestState *qts, bool write)
+{
+    g_autofree char *path = g_strdup_printf("/machine/peripheral/hd%u",
+                                            LUN_STOP);
+    g_autofree char *node = g_strdup_printf("disk%u", LUN_STOP);
+    g_autoptr(QDict) event = qtest_qmp_receive_dict(qts);
+    QDict *data;
+
+    g_assert_cmpstr(qdict_get_try_str(event, "event"), ==, "BLOCK_IO_ERROR");
+    data = qdict_get_qdict(event, "data");
+    g_assert_cmpstr(qdict_get_str(data, "qom-path"), ==, path);
+    g_assert_cmpstr(qdict_get_str(data, "node-name"), ==, node);
+    g_assert_cmpstr(qdict_get_str(data, "operation"), ==,
+                    write ? "write" : "read");
+    g_assert_cmpstr(qdict_get_str(data, "action"), ==, "stop");
+    qtest_qmp_eventwait(qts, "STOP");
+}
+
 /* The VM stops, and when it goes on, so does the command. */
 static void stop_and_cont(MqDev *d, uint32_t lba, bool write, const Cuts *cuts)
 {
@@ -257,7 +276,7 @@ static void stop_and_cont(MqDev *d, uint32_t lba, bool write, const Cuts *cuts)
     data_prepare(r, a, &cmd, cuts);
     data_post(q, r);
     mq_flush(q);
-    qtest_qmp_eventwait(d->qts, "STOP");
+    expect_error_event(d->qts, write);
     mq_reap(q);
     g_assert_false(r->slot->done);
     data_check_image(LUN_STOP);
