@@ -284,7 +284,9 @@ static void test_growing(void)
 
 typedef struct Reader {
     BlockBackend *blk;
+    IOThread *iothread;
     unsigned in_flight;     /* atomic */
+    unsigned served;        /* atomic */
     bool stop;              /* atomic */
     bool done;              /* atomic */
 } Reader;
@@ -302,6 +304,7 @@ static void coroutine_fn read_on(void *opaque)
         qatomic_inc(&r->in_flight);
         g_assert_cmpint(blk_co_preadv_counted(r->blk, 0, &qiov, 0), ==, 0);
         qatomic_dec(&r->in_flight);
+        qatomic_inc(&r->served);
         blk_dec_in_flight(r->blk);
         /* Let bottom halves run, as an event loop does. */
         aio_co_schedule(qemu_get_current_aio_context(),
@@ -312,19 +315,33 @@ static void coroutine_fn read_on(void *opaque)
     aio_wait_kick();
 }
 
+static void start_readers(Reader *readers, BlockBackend *blk)
+{
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        Reader *r = &readers[i];
+
+        *r = (Reader) { .blk = blk, .iothread = iothread_new() };
+        aio_co_enter(iothread_get_aio_context(r->iothread),
+                     qemu_coroutine_create(read_on, r));
+    }
+}
+
+static void stop_readers(Reader *readers)
+{
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        qatomic_set(&readers[i].stop, true);
+        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&readers[i].done));
+        iothread_join(readers[i].iothread);
+    }
+}
+
 static void test_drain(void)
 {
     g_autofree char *path = make_file(BLOCK);
     BlockBackend *blk = open_file(path, SECTOR);
-    IOThread *threads[NUM_THREADS];
     Reader readers[NUM_THREADS];
 
-    for (unsigned i = 0; i < NUM_THREADS; i++) {
-        threads[i] = iothread_new();
-        readers[i] = (Reader) { .blk = blk };
-        aio_co_enter(iothread_get_aio_context(threads[i]),
-                     qemu_coroutine_create(read_on, &readers[i]));
-    }
+    start_readers(readers, blk);
     for (unsigned round = 0; round < ROUNDS; round++) {
         BlockDriverState *bs = blk_bs(blk);
 
@@ -341,13 +358,51 @@ static void test_drain(void)
         bdrv_drained_end(bs);
         aio_poll(qemu_get_aio_context(), false);
     }
-    for (unsigned i = 0; i < NUM_THREADS; i++) {
-        qatomic_set(&readers[i].stop, true);
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&readers[i].done));
-        iothread_join(threads[i]);
-    }
+    stop_readers(readers);
     blk_unref(blk);
     g_assert_cmpint(unlink(path), ==, 0);
+}
+
+/*
+ * Drains that don't wait: whatever was queued for one goes on when it ends
+ */
+
+#define NOPOLL_ROUNDS   1000
+#define PATIENCE        1000000 /* a guard: 100 seconds at least */
+
+/* One request more; the next drain would wake up one that was forgotten. */
+static void expect_progress(Reader *r)
+{
+    unsigned served = qatomic_read(&r->served);
+    unsigned looks = 0;
+
+    for (unsigned i = 0; qatomic_read(&r->served) == served; i++) {
+        if (i > 1000) {
+            g_assert_cmpuint(looks++, <, PATIENCE);
+            g_usleep(100);
+        }
+    }
+}
+
+static void test_drain_nopoll(void)
+{
+    QDict *options = qdict_new();
+    Reader readers[NUM_THREADS];
+    BlockBackend *blk;
+
+    qdict_put_str(options, "driver", "null-co");
+    blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+    start_readers(readers, blk);
+    for (unsigned round = 0; round < NOPOLL_ROUNDS; round++) {
+        /* As bdrv_graph_wrlock() does */
+        bdrv_drain_all_begin_nopoll();
+        bdrv_drain_all_end();
+        for (unsigned i = 0; i < NUM_THREADS; i++) {
+            expect_progress(&readers[i]);
+        }
+    }
+    stop_readers(readers);
+    blk_unref(blk);
 }
 
 /*
@@ -446,6 +501,7 @@ int main(int argc, char **argv)
                     test_overlapping_writes);
     g_test_add_func("/block-shards/growing", test_growing);
     g_test_add_func("/block-shards/drain", test_drain);
+    g_test_add_func("/block-shards/drain-nopoll", test_drain_nopoll);
     g_test_add_func("/block-shards/accounting", test_accounting);
     return g_test_run();
 }
