@@ -16,6 +16,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "block/aio-wait.h"
+#include "block/graph-lock.h"
 #include "exec/memory.h"
 #include "hw/virtio/iothread-vq-mapping.h"
 #include "hw/virtio/virtio-bus.h"
@@ -295,15 +296,18 @@ static void queue_sync(void *opaque)
 
     if (q->sync_bh && q->leader->busy) {
         /*
-         * In the middle of a handler, because a LUN runs the event loop.  It
-         * waits for the graph lock; whoever has that must not wait for it.
+         * In the middle of a handler, because a LUN runs the event loop.  If it
+         * waits for the graph lock, whoever has that must not wait for it.  A
+         * drain before that must, as the handler looks at the graph again.
          */
-        queue_set_counted(q, q->counted && wanted);
+        if (!wanted && q->counted && bdrv_graph_readers_wait()) {
+            queue_set_counted(q, false);
+        }
         qemu_bh_schedule(q->sync_bh);
         return;
     }
     if (wanted && q->attached) {
-        /* Not counted if it was busy when a drain began that has ended now */
+        /* Not counted if it waited for the graph in a drain that is over */
         queue_set_counted(q, true);
         /* A handler may have turned a kick down in between; look again. */
         queue_kick(q);

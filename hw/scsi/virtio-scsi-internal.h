@@ -239,20 +239,20 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s);
 
 /**
  * virtio_scsi_is_held:
- * @s: the device
+ * @q: a request queue
  *
  * A LUN that waits for the graph lock runs the event loop, and a drain that
- * begins then doesn't wait for the handler.  So the handler asks this before
- * each command.
+ * begins then may not be able to wait for the handler.  So the handler asks
+ * this before each command.
  *
- * Context: the owner of a request queue.
- * Returns: true if requests are to stay in the rings; their queues are looked
- * at when the drain ends.
+ * Context: the owner of @q.
+ * Returns: true if requests are to stay in the ring; it is looked at when the
+ * drain ends, or when drains wait for @q again.
  */
-static inline bool virtio_scsi_is_held(VirtIOSCSI *s)
+static inline bool virtio_scsi_is_held(const VirtIOSCSIQueue *q)
 {
-    return unlikely(qatomic_read(&s->drained)) &&
-           qatomic_read(&s->mode) == VIRTIO_SCSI_STARTED;
+    return unlikely(qatomic_read(&q->dev->drained) || !q->counted) &&
+           qatomic_read(&q->dev->mode) == VIRTIO_SCSI_STARTED;
 }
 
 /**

@@ -528,7 +528,7 @@ static int queue_process_ring(VirtIOSCSIQueue *q, int max)
 {
     int n;
 
-    for (n = 0; n < max && !virtio_scsi_is_held(q->dev); n++) {
+    for (n = 0; n < max && !virtio_scsi_is_held(q); n++) {
         VirtIOSCSIReq *req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
 
         if (!req) {
@@ -558,7 +558,7 @@ static bool queue_run_batch(VirtIOSCSIQueue *q, bool switch_kicks)
         left -= done;
         /* The guest may have added more just before kicks were on again. */
     } while (done >= 0 && left > 0 && !virtio_queue_empty(q->vq) &&
-             !virtio_scsi_is_held(q->dev));
+             !virtio_scsi_is_held(q));
     return done >= 0 && !virtio_queue_empty(q->vq);
 }
 
