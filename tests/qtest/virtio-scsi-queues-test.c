@@ -183,13 +183,23 @@ static void expect_answer(MqSlot *slot, uint8_t response)
     mq_release(slot);
 }
 
+/*
+ * Other limits, and what that does by itself: it drains the LUN, and the device
+ * kicks its queues afterwards, with which a kick of ours would be one.
+ */
+static void throttle(MqDev *d, bool on)
+{
+    data_throttle(d, LUN_FILE, on);
+    settle(d);
+}
+
 /* The next commands to LUN_FILE are held, behind one that is not. */
 static void hold(MqDev *d)
 {
-    data_hold(d, LUN_FILE);
-    posted(0);
-    answered(0);
-    want[0][BYTES_READ] += BLOCK;
+    MqCmd cmd = mq_read10(LUN_FILE, 0, 1);
+
+    throttle(d, true);
+    run_good(d, 0, &cmd);
 }
 
 static void qmp_and_wait(MqDev *d, const char *command, const char *event)
@@ -363,7 +373,7 @@ static void test_lun_reset(const DataConfig *cfg)
     check(d);
 
     /* The unit attention */
-    data_throttle(d, LUN_FILE, false);
+    throttle(d, false);
     run_failing(d, 1, &tur, VIRTIO_SCSI_S_OK);
     check(d);
     data_end(d);
