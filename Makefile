@@ -125,7 +125,7 @@ check-series: build series ## git am on the tarball, a build and tests after eac
 	@scripts/deps style check docs
 	@scripts/check-series $(if $(APPLY_ONLY),--apply-only)
 
-deb: series ## Debian's source package with the series (BUILD=1: the packages too, as root, hours)
+deb: series ## Debian's source package with the series (BUILD=1: the packages too, as root, an hour)
 	@scripts/deps deb
 	@scripts/overlay
 	@scripts/deb $(if $(BUILD),--binary)
