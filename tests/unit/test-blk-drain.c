@@ -1,0 +1,333 @@
+/*
+ * Unit test of what requests of a BlockBackend meet in a drain, with real
+ * IOThreads and no VM
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio-wait.h"
+#include "block/block_int.h"
+#include "block/throttle-groups.h"
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "qobject/qdict.h"
+#include "system/block-backend.h"
+#include "iothread.h"
+
+#define SECTOR      512
+#define PENDING     INT_MAX     /* no result yet */
+
+static BlockBackend *new_null_blk(void)
+{
+    QDict *options = qdict_new();
+
+    qdict_put_str(options, "driver", "null-co");
+    return blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+}
+
+/*
+ * blk_cancel_begin(): what waits for a drain ends
+ */
+
+typedef int coroutine_fn RequestFunc(BlockBackend *blk);
+
+typedef struct Request {
+    BlockBackend *blk;
+    RequestFunc *func;
+    int ret;            /* atomic */
+} Request;
+
+static int coroutine_fn do_read(BlockBackend *blk)
+{
+    uint8_t buf[SECTOR];
+
+    return blk_co_pread(blk, 0, sizeof(buf), buf, 0);
+}
+
+static int coroutine_fn do_write(BlockBackend *blk)
+{
+    const uint8_t buf[SECTOR] = { 0 };
+
+    return blk_co_pwrite(blk, 0, sizeof(buf), buf, 0);
+}
+
+static int coroutine_fn do_discard(BlockBackend *blk)
+{
+    return blk_co_pdiscard(blk, 0, SECTOR, 0);
+}
+
+static int coroutine_fn do_ioctl(BlockBackend *blk)
+{
+    return blk_co_ioctl(blk, 0, NULL);
+}
+
+static int coroutine_fn do_zone_report(BlockBackend *blk)
+{
+    BlockZoneDescriptor zone;
+    unsigned int nr_zones = 1;
+
+    return blk_co_zone_report(blk, 0, &nr_zones, &zone);
+}
+
+static int coroutine_fn do_zone_mgmt(BlockBackend *blk)
+{
+    return blk_co_zone_mgmt(blk, BLK_ZO_OPEN, 0, SECTOR);
+}
+
+static int coroutine_fn do_zone_append(BlockBackend *blk)
+{
+    uint8_t buf[SECTOR] = { 0 };
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, sizeof(buf));
+    int64_t offset = 0;
+
+    return blk_co_zone_append(blk, &offset, &qiov, 0);
+}
+
+/* As IDE does it, for several requests in one */
+static int coroutine_fn do_start(BlockBackend *blk)
+{
+    int ret = blk_co_start_request(blk);
+
+    if (ret == 0) {
+        ret = blk_co_pdiscard(blk, 0, SECTOR, BDRV_REQ_NO_QUEUE);
+    }
+    blk_end_request(blk);
+    return ret;
+}
+
+static RequestFunc *const request_funcs[] = {
+    do_read, do_write, do_discard, blk_co_flush, do_ioctl, do_zone_report,
+    do_zone_mgmt, do_zone_append, do_start,
+};
+
+static void coroutine_fn request_entry(void *opaque)
+{
+    Request *r = opaque;
+
+    qatomic_set(&r->ret, r->func(r->blk));
+    aio_wait_kick();
+}
+
+static void request_start(void *opaque)
+{
+    Request *r = opaque;
+
+    r->ret = PENDING;
+    qemu_coroutine_enter(qemu_coroutine_create(request_entry, r));
+}
+
+/* Returns when the request has ended or waits for something. */
+static void request_start_in(IOThread *iothread, Request *r)
+{
+    if (iothread) {
+        aio_wait_bh_oneshot(iothread_get_aio_context(iothread), request_start,
+                            r);
+    } else {
+        request_start(r);
+    }
+}
+
+static int request_result(Request *r)
+{
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&r->ret) == PENDING);
+    return r->ret;
+}
+
+static int run_request(IOThread *iothread, BlockBackend *blk, RequestFunc *func)
+{
+    Request r = { .blk = blk, .func = func };
+
+    request_start_in(iothread, &r);
+    return request_result(&r);
+}
+
+/*
+ * Two drains: one is somebody else's and goes on meanwhile, the other is that
+ * of blk_cancel_begin(), and begins before or after the request.
+ */
+static void check_cancel(IOThread *iothread, RequestFunc *func)
+{
+    BlockBackend *blk = new_null_blk();
+    Request queued = { .blk = blk, .func = func };
+    int normal = run_request(iothread, blk, func);
+
+    g_assert_cmpint(normal, !=, -ECANCELED);
+
+    bdrv_drained_begin(blk_bs(blk));
+    request_start_in(iothread, &queued);
+    g_assert_cmpint(queued.ret, ==, PENDING);
+    blk_cancel_begin(blk);
+    g_assert_cmpint(request_result(&queued), ==, -ECANCELED);
+    g_assert_cmpint(run_request(iothread, blk, func), ==, -ECANCELED);
+
+    /* A section in the section */
+    blk_cancel_begin(blk);
+    g_assert_cmpint(run_request(iothread, blk, func), ==, -ECANCELED);
+    blk_cancel_end(blk);
+    g_assert_cmpint(run_request(iothread, blk, func), ==, -ECANCELED);
+
+    /* Back to normal: it waits for the other drain. */
+    blk_cancel_end(blk);
+    request_start_in(iothread, &queued);
+    g_assert_cmpint(queued.ret, ==, PENDING);
+    bdrv_drained_end(blk_bs(blk));
+    g_assert_cmpint(request_result(&queued), ==, normal);
+
+    /* Without another drain */
+    blk_cancel_begin(blk);
+    g_assert_cmpint(run_request(iothread, blk, func), ==, -ECANCELED);
+    blk_cancel_end(blk);
+    g_assert_cmpint(run_request(iothread, blk, func), ==, normal);
+
+    /* Would not return if one was counted wrong */
+    blk_drain(blk);
+    blk_unref(blk);
+}
+
+static void test_cancel(void)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(request_funcs); i++) {
+        check_cancel(NULL, request_funcs[i]);
+    }
+}
+
+static void test_cancel_iothread(void)
+{
+    IOThread *iothread = iothread_new();
+
+    for (unsigned i = 0; i < ARRAY_SIZE(request_funcs); i++) {
+        check_cancel(iothread, request_funcs[i]);
+    }
+    iothread_join(iothread);
+}
+
+typedef struct Hold {
+    bool held;          /* atomic */
+    bool release;       /* atomic */
+} Hold;
+
+static void hold_bh(void *opaque)
+{
+    Hold *hold = opaque;
+
+    qatomic_set(&hold->held, true);
+    while (!qatomic_read(&hold->release)) {
+        g_usleep(10);
+    }
+}
+
+/* The request's thread is busy, and the section over when it wakes up. */
+static void test_cancel_late(void)
+{
+    IOThread *iothread = iothread_new();
+    BlockBackend *blk = new_null_blk();
+    Request queued = { .blk = blk, .func = do_read };
+    Hold hold = { .held = false };
+
+    bdrv_drained_begin(blk_bs(blk));
+    request_start_in(iothread, &queued);
+    aio_bh_schedule_oneshot(iothread_get_aio_context(iothread), hold_bh, &hold);
+    while (!qatomic_read(&hold.held)) {
+        g_usleep(10);
+    }
+    blk_cancel_begin(blk);
+    blk_cancel_end(blk);
+    qatomic_set(&hold.release, true);
+    g_assert_cmpint(request_result(&queued), ==, -ECANCELED);
+    bdrv_drained_end(blk_bs(blk));
+    g_assert_cmpint(run_request(iothread, blk, do_read), ==, 0);
+
+    blk_drain(blk);
+    blk_unref(blk);
+    iothread_join(iothread);
+}
+
+/* The medium goes and comes in the section, or there is none. */
+static void test_cancel_medium(void)
+{
+    BlockBackend *blk = new_null_blk();
+    BlockDriverState *bs = blk_bs(blk);
+
+    blk_cancel_begin(blk);
+    blk_remove_bs(blk);
+    blk_cancel_begin(blk);
+    g_assert_cmpint(run_request(NULL, blk, do_read), ==, -ENOMEDIUM);
+    g_assert_cmpint(blk_insert_bs(blk, bs, &error_abort), ==, 0);
+    g_assert_cmpint(run_request(NULL, blk, do_read), ==, -ECANCELED);
+    blk_cancel_end(blk);
+    g_assert_cmpint(run_request(NULL, blk, do_read), ==, -ECANCELED);
+    blk_cancel_end(blk);
+    g_assert_cmpint(run_request(NULL, blk, do_read), ==, 0);
+
+    /* It isn't there any more at the end. */
+    blk_cancel_begin(blk);
+    blk_remove_bs(blk);
+    blk_cancel_end(blk);
+    g_assert_cmpint(run_request(NULL, blk, do_read), ==, -ENOMEDIUM);
+    blk_drain(blk);
+    blk_unref(blk);
+}
+
+#define THROTTLED 4
+
+/* Throttled for minutes, but for a drain; and then they do their work. */
+static void check_throttled(BlockBackend *blk)
+{
+    Request r[THROTTLED];
+
+    for (unsigned i = 0; i < THROTTLED; i++) {
+        r[i] = (Request) { .blk = blk, .func = do_read };
+        request_start_in(NULL, &r[i]);
+    }
+    g_assert_cmpint(r[THROTTLED - 1].ret, ==, PENDING);
+    blk_cancel_begin(blk);
+    for (unsigned i = 0; i < THROTTLED; i++) {
+        g_assert_cmpint(request_result(&r[i]), ==, 0);
+    }
+    g_assert_cmpint(run_request(NULL, blk, do_read), ==, -ECANCELED);
+    blk_cancel_end(blk);
+}
+
+static void test_cancel_throttled(void)
+{
+    BlockBackend *blk = new_null_blk();
+    BlockBackend *filtered;
+    QDict *options = qdict_new();
+    ThrottleConfig cfg;
+
+    throttle_config_init(&cfg);
+    cfg.buckets[THROTTLE_OPS_TOTAL].avg = 1;
+    cfg.op_size = 1;    /* a sector is 512 operations */
+    blk_io_limits_enable(blk, "slow");
+    blk_set_io_limits(blk, &cfg);
+    check_throttled(blk);
+
+    /* A filter in the same group */
+    qdict_put_str(options, "driver", "throttle");
+    qdict_put_str(options, "throttle-group", "slow");
+    qdict_put_str(options, "file.driver", "null-co");
+    filtered = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+    check_throttled(filtered);
+
+    blk_unref(filtered);
+    blk_io_limits_disable(blk);
+    blk_unref(blk);
+}
+
+int main(int argc, char **argv)
+{
+    bdrv_init();
+    qemu_init_main_loop(&error_abort);
+    module_call_init(MODULE_INIT_QOM);
+    g_test_init(&argc, &argv, NULL);
+
+    g_test_add_func("/blk-drain/cancel", test_cancel);
+    g_test_add_func("/blk-drain/cancel-iothread", test_cancel_iothread);
+    g_test_add_func("/blk-drain/cancel-late", test_cancel_late);
+    g_test_add_func("/blk-drain/cancel-medium", test_cancel_medium);
+    g_test_add_func("/blk-drain/cancel-throttled", test_cancel_throttled);
+    return g_test_run();
+}
