@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
+#include "block/aio-wait.h"
 #include "qemu/memalign.h"
 #include "qemu/module.h"
 #include "qemu/rcu.h"
@@ -104,73 +105,77 @@ int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
     return scsi_held_sense_get(&d->held_sense, buf, len, fixed);
 }
 
-/*
- * Drain.  All LUNs of a bus may be drained at once, each more than once; the
- * HBA gets to know of the first begin and the last end only.
- */
-
-/** scsi_device_drained_begin: no new requests. Context: BQL held. */
-void scsi_device_drained_begin(SCSIDevice *d)
+static void bus_visit(void *opaque)
 {
-    SCSIBus *bus = scsi_bus_from_device(d);
-
-    GLOBAL_STATE_CODE();
-
-    if (!bus || bus->drain_count++ > 0) {
-        return;
-    }
-    trace_scsi_bus_drained_begin(bus, d);
-    if (bus->info->drained_begin) {
-        bus->info->drained_begin(bus);
-    }
-}
-
-/** scsi_device_drained_end: the opposite. Context: BQL held. */
-void scsi_device_drained_end(SCSIDevice *d)
-{
-    SCSIBus *bus = scsi_bus_from_device(d);
-
-    GLOBAL_STATE_CODE();
-
-    if (!bus) {
-        return;
-    }
-    assert(bus->drain_count > 0);
-    if (--bus->drain_count > 0) {
-        return;
-    }
-    trace_scsi_bus_drained_end(bus, d);
-    if (bus->info->drained_end) {
-        bus->info->drained_end(bus);
-    }
 }
 
 /**
- * scsi_device_drained_poll:
- * @d: a LUN that is being drained
+ * scsi_bus_wait_idle:
+ * @bus: a bus whose HBA submits no new requests
  *
- * Context: BQL held.
- * Returns: true if the HBA still submits requests.
+ * Wait until all requests have ended or wait for the VM to be resumed, and no
+ * handler or callback of any is under way.  Requests that somebody's drain
+ * holds back are made to wait for the VM, too, so all that this waits for is
+ * I/O that is under way.  Runs the main loop's event loop meanwhile.
+ *
+ * Context: main loop, BQL held.
  */
-bool scsi_device_drained_poll(SCSIDevice *d)
+void scsi_bus_wait_idle(SCSIBus *bus)
 {
-    SCSIBus *bus = scsi_bus_from_device(d);
+    g_autoptr(GPtrArray) luns = scsi_bus_list(bus);
+
+    /* Handlers that are running end, and later ones know that we wait. */
+    qatomic_inc(&bus->idle_waiters);
+    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, bus_visit, NULL);
+
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *d = g_ptr_array_index(luns, i);
+
+        if (d->conf.blk) {
+            blk_cancel_begin(d->conf.blk);
+        }
+    }
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *d = g_ptr_array_index(luns, i);
+
+        AIO_WAIT_WHILE_UNLOCKED(NULL, !scsi_inflight_is_idle(&d->inflight));
+    }
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *d = g_ptr_array_index(luns, i);
+
+        if (d->conf.blk) {
+            blk_cancel_end(d->conf.blk);
+        }
+    }
+
+    /* The callback of the last one may not have returned yet. */
+    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, bus_visit, NULL);
+    qatomic_dec(&bus->idle_waiters);
+}
+
+GPtrArray *scsi_bus_list(SCSIBus *bus)
+{
+    GPtrArray *luns = g_ptr_array_new_with_free_func(object_unref);
+    BusChild *kid;
 
     GLOBAL_STATE_CODE();
 
-    return bus && bus->info->drained_poll && bus->info->drained_poll(bus);
+    QTAILQ_FOREACH(kid, &bus->qbus.children, sibling) {
+        g_ptr_array_add(luns, object_ref(OBJECT(kid->child)));
+    }
+    return luns;
 }
 
 /*
  * Addresses
  */
 
-static bool address_in_range(const char *prop, uint32_t value, int max,
+static bool address_in_range(const char *prop, uint32_t value, uint32_t max,
                              Error **errp)
 {
-    if (value != ANY && value > max) {
+    if (value > max) {
         error_setg(errp, "%s=%" PRIu32 " is out of range, this bus has 0 to "
-                   "%d", prop, value, max);
+                   "%" PRIu32, prop, value, max);
         return false;
     }
     return true;
@@ -183,8 +188,10 @@ static bool bus_check_address(BusState *qbus, DeviceState *qdev, Error **errp)
     SCSIDevice *other;
 
     if (!address_in_range("channel", d->channel, info->max_channel, errp) ||
-        !address_in_range("scsi-id", d->id, info->max_target, errp) ||
-        !address_in_range("lun", d->lun, info->max_lun, errp)) {
+        (d->id != ANY &&
+         !address_in_range("scsi-id", d->id, info->max_target, errp)) ||
+        (d->lun != ANY &&
+         !address_in_range("lun", d->lun, info->max_lun, errp))) {
         return false;
     }
     if (d->id == ANY || d->lun == ANY) {
@@ -259,7 +266,9 @@ static char *bus_get_fw_dev_path(DeviceState *dev)
 static void device_vm_state_changed(void *opaque, bool running, RunState state)
 {
     if (running) {
-        scsi_req_restart_all(opaque);
+        SCSIDevice *d = opaque;
+
+        scsi_inflight_restart(&d->inflight);
     }
 }
 
@@ -296,7 +305,8 @@ static void scsi_device_unrealize(DeviceState *qdev)
     /* Nobody finds it; then nobody is about to use it; then it is idle. */
     scsi_topology_unpublish(scsi_bus_from_device(d), d);
     scsi_device_purge_requests(d, SENSE_CODE(NO_SENSE));
-    scsi_req_pin_device(d);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&d->inflight.restarts));
+    scsi_device_pin(d);
 
     if (sc->unrealize) {
         sc->unrealize(d);

@@ -19,6 +19,7 @@
 #ifndef HW_SCSI_SCSI_INTERNAL_H
 #define HW_SCSI_SCSI_INTERNAL_H
 
+#include "block/aio-wait.h"
 #include "hw/scsi/scsi.h"
 
 /* The class of a device, without a checked cast: hot path */
@@ -114,22 +115,27 @@ SCSIRequest *scsi_req_restore(SCSIDevice *d, uint32_t tag, uint32_t lun,
 void scsi_req_launch(SCSIRequest *req);
 
 /**
- * scsi_req_restart_all:
- * @d: the LUN
+ * scsi_req_restart:
+ * @req: an enqueued request
  *
- * Go on with requests that waited for the VM to be resumed, each in its own
- * AioContext.  Context: BQL held.
+ * Go on with it if it waited for the VM to be resumed.
+ * Context: the request's AioContext.
  */
-void scsi_req_restart_all(SCSIDevice *d);
+void scsi_req_restart(SCSIRequest *req);
 
 /**
- * scsi_req_pin_device:
- * @d: an unpublished LUN all of whose requests have been cancelled
+ * scsi_bus_tell_waiters:
+ * @bus: the bus of a LUN one of whose lanes has changed
  *
- * An HBA may still hold references to some of these.  Let them keep @d, its bus
- * and the HBA.  Context: main loop, BQL held.
+ * Wake up scsi_bus_wait_idle().  Context: the lane's.
  */
-void scsi_req_pin_device(SCSIDevice *d);
+static inline void scsi_bus_tell_waiters(SCSIBus *bus)
+{
+    /* Set before the waiter has visited us, so the plain read is enough. */
+    if (unlikely(qatomic_read(&bus->idle_waiters))) {
+        aio_wait_kick();
+    }
+}
 
 /* scsi-target.c */
 

@@ -10,7 +10,7 @@
  * All of it happens in one AioContext, that of scsi_req_new(), so there is no
  * lock, and the reference count is a plain number.  A request holds no
  * reference to its LUN either: a LUN dies only after each AioContext has been
- * visited and its requests are gone, see scsi_device_purge_requests().
+ * visited and its requests are gone, see scsi_device_abort().
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -19,6 +19,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/main-loop.h"
+#include "block/aio-wait.h"
 #include "hw/scsi/scsi-cdb.h"
 #include "scsi/constants.h"
 #include "system/block-backend.h"
@@ -118,7 +119,7 @@ SCSIRequest *scsi_req_alloc(const SCSIReqOps *ops, SCSIDevice *d,
     req->host_status = -1;
     req->hba_private = hba_private;
     notifier_list_init(&req->cancel_notifiers);
-    lane->live++;
+    scsi_lane_add(lane);
 
     if (ops->init_req) {
         ops->init_req(req);
@@ -127,47 +128,10 @@ SCSIRequest *scsi_req_alloc(const SCSIReqOps *ops, SCSIDevice *d,
     return req;
 }
 
-/* What keeps a LUN that has been unplugged; see scsi_req_pin_device() */
-typedef struct SCSIPin {
-    SCSIDevice *dev;
-    SCSIBus *bus;       /* has the pools, and lies in the HBA's memory */
-    DeviceState *hba;
-} SCSIPin;
-
-/* In the main loop: devices are finalized nowhere else. */
-static void pin_release(void *opaque)
-{
-    g_autofree SCSIPin *pin = opaque;
-
-    object_unref(OBJECT(pin->dev));
-    object_unref(OBJECT(pin->bus));
-    object_unref(OBJECT(pin->hba));
-}
-
-static void pin_lane(SCSILane *lane, void *opaque)
-{
-    if (lane->live && !lane->pin) {
-        SCSIPin *pin = g_new(SCSIPin, 1);
-
-        *pin = *(SCSIPin *)opaque;
-        object_ref(OBJECT(pin->dev));
-        object_ref(OBJECT(pin->bus));
-        object_ref(OBJECT(pin->hba));
-        lane->pin = pin;
-    }
-}
-
-void scsi_req_pin_device(SCSIDevice *d)
-{
-    SCSIBus *bus = scsi_bus_from_device(d);
-    SCSIPin pin = { .dev = d, .bus = bus, .hba = bus->qbus.parent };
-
-    scsi_inflight_visit_wait(&d->inflight, pin_lane, &pin);
-}
-
 static void req_free(SCSIRequest *req)
 {
     SCSILane *lane = req->lane;
+    SCSIBus *bus = req->bus;
 
     if (req->hba_private && req->bus->info->free_request) {
         req->bus->info->free_request(req->bus, req->hba_private);
@@ -175,12 +139,9 @@ static void req_free(SCSIRequest *req)
     if (req->ops->free_req) {
         req->ops->free_req(req);
     }
-    scsi_pool_put(req_pool(req->bus, req->dev, lane), req, req->ops->size);
-
-    if (--lane->live == 0 && unlikely(lane->pin)) {
-        aio_bh_schedule_oneshot(qemu_get_aio_context(), pin_release,
-                                g_steal_pointer(&lane->pin));
-    }
+    scsi_pool_put(req_pool(bus, req->dev, lane), req, req->ops->size);
+    scsi_lane_remove(lane);
+    scsi_bus_tell_waiters(bus);
 }
 
 /** scsi_req_ref: take a reference. Context: the request's AioContext. */
@@ -351,10 +312,20 @@ void scsi_req_launch(SCSIRequest *req)
     QTAILQ_INSERT_TAIL(&req->lane->requests, req, next);
 }
 
+/* Does @req wait for the VM to be resumed? */
+static void req_set_retry(SCSIRequest *req, bool retry)
+{
+    if (req->retry != retry) {
+        req->retry = retry;
+        scsi_lane_count(&req->lane->parked, retry ? 1 : -1);
+        scsi_bus_tell_waiters(req->bus);
+    }
+}
+
 static void req_dequeue(SCSIRequest *req)
 {
     trace_scsi_req_dequeue(req->dev->id, req->lun, req->tag);
-    req->retry = false;
+    req_set_retry(req, false);
     if (req->enqueued) {
         req->enqueued = false;
         QTAILQ_REMOVE(&req->lane->requests, req, next);
@@ -375,7 +346,6 @@ static void req_dequeue(SCSIRequest *req)
  */
 int32_t scsi_req_enqueue(SCSIRequest *req)
 {
-    SCSILane *lane = req->lane;
     int32_t len;
 
     assert(!req->retry);
@@ -383,9 +353,7 @@ int32_t scsi_req_enqueue(SCSIRequest *req)
 
     /* The LUN may complete it at once. */
     scsi_req_ref(req);
-    lane->busy++;
     len = req->ops->send_command(req, req->cmd.buf);
-    lane->busy--;
     scsi_req_unref(req);
     return len;
 }
@@ -410,10 +378,11 @@ void scsi_req_move(SCSIRequest *req, AioContext *ctx)
         QTAILQ_INSERT_TAIL(&to->requests, req, next);
     }
     if (req->retry) {
-        qatomic_set(&to->waiting, true);
+        scsi_lane_count(&from->parked, -1);
+        scsi_lane_count(&to->parked, 1);
     }
-    from->live--;
-    to->live++;
+    scsi_lane_count(&from->live, -1);
+    scsi_lane_count(&to->live, 1);
     req->lane = to;
     req->ctx = ctx;
 }
@@ -432,7 +401,6 @@ void scsi_req_move(SCSIRequest *req, AioContext *ctx)
 void scsi_req_continue(SCSIRequest *req)
 {
     const SCSIReqOps *ops = req->ops;
-    SCSILane *lane = req->lane;
     void (*next_step)(SCSIRequest *req) =
         req->cmd.mode == SCSI_XFER_TO_DEV ? ops->write_data : ops->read_data;
 
@@ -440,9 +408,7 @@ void scsi_req_continue(SCSIRequest *req)
         trace_scsi_req_continue_canceled(req->dev->id, req->lun, req->tag);
     } else {
         trace_scsi_req_continue(req->dev->id, req->lun, req->tag);
-        lane->busy++;
         next_step(req);
-        lane->busy--;
     }
 }
 
@@ -666,38 +632,20 @@ static bool req_has_io(const SCSIRequest *req)
     return req->aiocb || req->co_running;
 }
 
-/* Ask the block layer; there is no way to hurry a coroutine. */
-static void req_cancel_io(SCSIRequest *req)
-{
-    if (req->aiocb) {
-        blk_aio_cancel_async(req->aiocb);
-    }
-}
-
-static void req_wait_io(SCSIRequest *req)
+/*
+ * The request stays where it is until scsi_req_cancel_complete(), so that
+ * whoever looks for commands that haven't ended finds it.
+ */
+static void req_cancel(SCSIRequest *req, void (*cancel_aio)(BlockAIOCB *acb))
 {
     scsi_req_ref(req);
-    if (req->aiocb) {
-        blk_aio_cancel(req->aiocb);
-    }
-    while (req->co_running) {
-        aio_poll(qemu_get_aio_context(), true);
-    }
-    scsi_req_unref(req);
-}
-
-/* The request lives until scsi_req_cancel_complete(). */
-static void req_cancel(SCSIRequest *req, void (*stop_io)(SCSIRequest *req))
-{
-    scsi_req_ref(req);
-    req_dequeue(req);
+    req_set_retry(req, false);
     req->io_canceled = true;
-    req->lane->cancelling++;
-    if (req_has_io(req)) {
-        /* The device calls us back. */
-        stop_io(req);
-    } else {
+    if (!req_has_io(req)) {
         scsi_req_cancel_complete(req);
+    } else if (req->aiocb) {
+        /* The device calls us back; there is no way to hurry a coroutine. */
+        cancel_aio(req->aiocb);
     }
 }
 
@@ -710,7 +658,6 @@ static void req_cancel(SCSIRequest *req, void (*stop_io)(SCSIRequest *req))
 void scsi_req_cancel_complete(SCSIRequest *req)
 {
     assert(req->io_canceled);
-    req->lane->cancelling--;
     req_end(req, REQ_CANCELLED);
     scsi_req_unref(req);
 }
@@ -729,7 +676,7 @@ void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
         notifier_list_add(&req->cancel_notifiers, notifier);
     }
     if (!req->io_canceled) {
-        req_cancel(req, req_cancel_io);
+        req_cancel(req, blk_aio_cancel_async);
     } else {
         /* It is under way, and its end will notify this one, too. */
         assert(req_has_io(req));
@@ -738,105 +685,41 @@ void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
 
 /**
  * scsi_req_cancel:
- * @req: a request
+ * @req: a request of an HBA whose only AioContext is the main loop's
  *
  * Returns when it is cancelled, or after all completed; nothing happens if it
- * isn't enqueued.
+ * isn't enqueued.  Runs the event loop meanwhile.
  *
  * Context: main loop, BQL held.
  */
 void scsi_req_cancel(SCSIRequest *req)
 {
     trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
-    if (req->enqueued) {
-        req_cancel(req, req_wait_io);
+    if (req->enqueued && !req->io_canceled) {
+        scsi_req_ref(req);
+        req_cancel(req, blk_aio_cancel);
+        AIO_WAIT_WHILE_UNLOCKED(NULL, req->enqueued);
+        scsi_req_unref(req);
     }
 }
 
 /*
- * All requests of a LUN
+ * Requests that wait for the VM to be resumed
  */
-
-/* A callback may take requests off the list, and not only its own. */
-static void lane_for_each(SCSILane *lane, void (*fn)(SCSIRequest *))
-{
-    g_autoptr(GPtrArray) reqs =
-        g_ptr_array_new_with_free_func((GDestroyNotify)scsi_req_unref);
-    SCSIRequest *req;
-
-    QTAILQ_FOREACH(req, &lane->requests, next) {
-        g_ptr_array_add(reqs, scsi_req_ref(req));
-    }
-    for (unsigned i = 0; i < reqs->len; i++) {
-        fn(g_ptr_array_index(reqs, i));
-    }
-}
-
-static void req_purge(SCSIRequest *req)
-{
-    if (req->enqueued) {
-        scsi_req_cancel_async(req, NULL);
-    }
-}
-
-static void lane_purge(SCSILane *lane, void *opaque)
-{
-    lane_for_each(lane, req_purge);
-}
-
-static void lane_count_cancelling(SCSILane *lane, void *opaque)
-{
-    qatomic_add((unsigned *)opaque, lane->cancelling);
-}
-
-/**
- * scsi_device_purge_requests:
- * @d: a LUN
- * @sense: unit attention condition to establish, or NO SENSE
- *
- * Cancel all requests, and wait until they are gone (SAM-5, 6.3.3: logical unit
- * reset).  May run the main loop's event loop meanwhile.
- *
- * Context: main loop, BQL held.
- */
-void scsi_device_purge_requests(SCSIDevice *d, SCSISense sense)
-{
-    unsigned cancelling;
-
-    /*
-     * In this order, so that no request that was in flight is completed
-     * instead of cancelled: nobody submits; everything is marked as cancelled
-     * in its own AioContext; only then throttled requests are let go.
-     */
-    scsi_device_drained_begin(d);
-    scsi_inflight_visit_wait(&d->inflight, lane_purge, NULL);
-    do {
-        /* What the block layer held back goes on when the drain ends. */
-        blk_drain(d->conf.blk);
-        cancelling = 0;
-        scsi_inflight_visit_wait(&d->inflight, lane_count_cancelling,
-                                 &cancelling);
-    } while (cancelling);
-    scsi_device_drained_end(d);
-
-    scsi_device_set_ua(d, sense);
-}
 
 /**
  * scsi_req_retry:
- * @req: an enqueued request
+ * @req: an enqueued request, or one that is about to be
  *
  * It will be restarted when the VM is resumed.
  * Context: the request's AioContext.
  */
 void scsi_req_retry(SCSIRequest *req)
 {
-    req->retry = true;
-    /* Taken by scsi_req_restart_all() */
-    qatomic_set(&req->lane->waiting, true);
+    req_set_retry(req, true);
 }
 
-static void req_restart(SCSIRequest *req)
+void scsi_req_restart(SCSIRequest *req)
 {
     if (!req->retry) {
         return;
@@ -846,33 +729,12 @@ static void req_restart(SCSIRequest *req)
         req_dequeue(req);
         scsi_req_enqueue(req);
     } else {
-        req->retry = false;
+        req_set_retry(req, false);
         if ((req->sg || req->iov) && !req->dma_started) {
             /* The LUN moves all of it once more, and counts that. */
             req->residual = req->cmd.xfer;
         }
         scsi_req_continue(req);
-    }
-}
-
-static void lane_restart(SCSILane *lane, void *opaque)
-{
-    BlockBackend *blk = opaque;
-
-    lane_for_each(lane, req_restart);
-    blk_dec_in_flight(blk);
-}
-
-void scsi_req_restart_all(SCSIDevice *d)
-{
-    for (unsigned i = 0; i < d->inflight.num; i++) {
-        SCSILane *lane = &d->inflight.lanes[i];
-
-        if (qatomic_xchg(&lane->waiting, false)) {
-            /* Whoever drains the LUN, or unplugs it, waits for the visit. */
-            blk_inc_in_flight(d->conf.blk);
-            scsi_lane_visit(lane, lane_restart, d->conf.blk);
-        }
     }
 }
 

@@ -15,26 +15,16 @@
 #include "virtio-scsi-internal.h"
 
 /*
- * The virtqueue belongs to the main loop, the commands that a task management
- * function (TMF) is about belong to the AioContexts of their queues.  So a TMF
- * visits these, by a bottom half in each, deals with the commands that it finds
- * there, and comes back to the main loop by another bottom half:
+ * The virtqueue belongs to the main loop, and so does all that is here.  The
+ * commands that a task management function (TMF) is about belong to other
+ * AioContexts; scsi_device_abort() goes there, and answers in the main loop.
+ * Nothing here waits or runs the event loop.
  *
- *   main loop       AioContext 1            AioContext 2
- *   tmf_start
- *     tmf_visit --> visit_run
- *     tmf_visit ------------------------->  visit_run
- *                     cancel A, B             (nothing to cancel)
- *                                           visit_leave
- *   visit_back <------------------------------'
- *                   A, B are cancelled
- *                   visit_leave
- *   visit_back <------'
- *   tmf_finish
- *
- * Nothing is shared but the visit itself, which one side has at a time.  The
- * guest gets the answers to A and B before the answer to the TMF.
+ * The guest gets the answers to the commands before the answer to the TMF.
  */
+
+/* What one call of the handler takes; the event loop has other work */
+#define CTRL_BATCH 64
 
 /* A request on the control queue, in the guest's byte order */
 typedef struct CtrlReq {
@@ -72,28 +62,19 @@ static const TmfRule tmf_rules[] = {
     [VIRTIO_SCSI_T_TMF_CLEAR_ACA]           = { TMF_REJECT },
 };
 
-/* A TMF under way; belongs to the main loop */
+/* A TMF under way */
 typedef struct Tmf {
     CtrlReq *creq;
     TmfRule rule;
-    SCSIDevice *lun;            /* holds a reference; NULL for a nexus reset */
     uint8_t response;
-    unsigned visits;            /* not yet back, plus one while starting */
+    unsigned left;              /* LUNs to come, plus one while starting */
 } Tmf;
 
-/* A TMF's visit to one AioContext; belongs to whoever it is with */
-typedef struct TmfVisit {
-    Tmf *tmf;                   /* creq, rule and lun are constant */
-    AioContext *ctx;
-    bool found;                 /* a command that matches */
-    unsigned waiting;           /* cancellations, plus one while looking */
-} TmfVisit;
-
-/* Tells a visit that a command has been cancelled */
-typedef struct TmfCancel {
-    Notifier notifier;
-    TmfVisit *visit;
-} TmfCancel;
+/* What a TMF does to one LUN */
+typedef struct TmfLun {
+    SCSIAbort abort;            /* holds a reference to the LUN */
+    Tmf *tmf;
+} TmfLun;
 
 /*
  * Answer
@@ -127,199 +108,103 @@ static void tmf_finish(Tmf *tmf)
     trace_virtio_scsi_tmf_resp(
         virtio_scsi_lun_number(tmf->creq->req.tmf.lun),
         tmf->creq->req.tmf.tag, tmf->response);
+    tmf->creq->dev->tmfs--;
     ctrl_finish(tmf->creq, &resp, sizeof(resp));
-    if (tmf->lun) {
-        object_unref(OBJECT(tmf->lun));
-    }
     g_free(tmf);
 }
 
 static void tmf_put(Tmf *tmf)
 {
-    if (--tmf->visits == 0) {
+    if (--tmf->left == 0) {
         tmf_finish(tmf);
     }
 }
 
 /*
- * Visit
+ * One LUN
  */
 
-/* Back in the main loop */
-static void visit_back(void *opaque)
+static bool tmf_is_about(const SCSIRequest *sreq, void *opaque)
 {
-    g_autofree TmfVisit *visit = opaque;
-    Tmf *tmf = visit->tmf;
+    const Tmf *tmf = ((TmfLun *)opaque)->tmf;
+    const VirtIOSCSIReq *req = sreq->hba_private;
 
-    tmf->creq->dev->tmf_visits--;
-    if (visit->found && tmf->rule.op == TMF_QUERY) {
+    return !tmf->rule.by_tag || req->hdr.tag == tmf->creq->req.tmf.tag;
+}
+
+static void tmf_lun_done(SCSIAbort *abort)
+{
+    g_autofree TmfLun *lun = container_of(abort, TmfLun, abort);
+    SCSIDevice *d = abort->dev;
+    Tmf *tmf = lun->tmf;
+
+    if (abort->reset) {
+        /* It may have been unplugged meanwhile. */
+        if (qdev_is_realized(&d->qdev)) {
+            /* What it would end has ended; what came later may go on. */
+            d->purged = true;
+            device_cold_reset(&d->qdev);
+            d->purged = false;
+        }
+    }
+    if (abort->found && tmf->rule.op == TMF_QUERY) {
         tmf->response = VIRTIO_SCSI_S_FUNCTION_SUCCEEDED;
     }
+    object_unref(OBJECT(d));
     tmf_put(tmf);
 }
 
-/* In the visited AioContext: one thing less to wait for */
-static void visit_leave(TmfVisit *visit)
+static void tmf_lun(Tmf *tmf, SCSIDevice *d)
 {
-    AioContext *main_ctx = qemu_get_aio_context();
+    bool reset = tmf->rule.op == TMF_RESET_LUN ||
+                 tmf->rule.op == TMF_RESET_NEXUS;
+    TmfLun *lun = g_new(TmfLun, 1);
 
-    if (--visit->waiting) {
-        return;
-    }
-    if (visit->ctx == main_ctx) {
-        /* The VM may be about to stop; a bottom half would come too late. */
-        visit_back(visit);
-    } else {
-        aio_bh_schedule_oneshot(main_ctx, visit_back, visit);
-    }
-}
-
-static void visit_cancelled(Notifier *notifier, void *data)
-{
-    g_autofree TmfCancel *cancel = container_of(notifier, TmfCancel, notifier);
-
-    visit_leave(cancel->visit);
-}
-
-static void visit_cancel(TmfVisit *visit, VirtIOSCSIReq *req)
-{
-    TmfCancel *cancel = g_new(TmfCancel, 1);
-
-    cancel->notifier.notify = visit_cancelled;
-    cancel->visit = visit;
-    visit->waiting++;
-
-    req->aborted = true;
-    scsi_req_cancel_async(req->sreq, &cancel->notifier);
-}
-
-static void visit_queue(TmfVisit *visit, VirtIOSCSIQueue *q)
-{
-    const Tmf *tmf = visit->tmf;
-    VirtIOSCSIReq *req, *next;
-
-    /* Cancelling may complete this command at once, but no other. */
-    QTAILQ_FOREACH_SAFE(req, &q->in_flight, next, next) {
-        if (req->sreq->dev != tmf->lun ||
-            (tmf->rule.by_tag && req->hdr.tag != tmf->creq->req.tmf.tag)) {
-            continue;
-        }
-        visit->found = true;
-        if (tmf->rule.op == TMF_ABORT) {
-            visit_cancel(visit, req);
-        }
-    }
-}
-
-/* Are we in the middle of a handler, because a LUN runs the event loop? */
-static bool visit_is_untimely(const TmfVisit *visit)
-{
-    VirtIOSCSI *s = visit->tmf->creq->dev;
-
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        if (s->queues[i].ctx == visit->ctx) {
-            return s->queues[i].leader->busy;
-        }
-    }
-    return false;
-}
-
-/* In the visited AioContext */
-static void visit_run(void *opaque)
-{
-    TmfVisit *visit = opaque;
-    VirtIOSCSI *s = visit->tmf->creq->dev;
-    bool all_here = visit->ctx == qemu_get_aio_context();
-
-    if (!all_here && visit_is_untimely(visit)) {
-        aio_bh_schedule_oneshot(visit->ctx, visit_run, visit);
-        return;
-    }
-    /* If a queue is visited in the main loop, then all of them are. */
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        if (all_here || s->queues[i].ctx == visit->ctx) {
-            visit_queue(visit, &s->queues[i]);
-        }
-    }
-    visit_leave(visit);
-}
-
-static void tmf_visit(Tmf *tmf, AioContext *ctx)
-{
-    TmfVisit *visit = g_new(TmfVisit, 1);
-
-    *visit = (TmfVisit) { .tmf = tmf, .ctx = ctx, .waiting = 1 };
-    tmf->visits++;
-    tmf->creq->dev->tmf_visits++;
-    if (ctx == qemu_get_aio_context()) {
-        visit_run(visit);
-    } else {
-        aio_bh_schedule_oneshot(ctx, visit_run, visit);
-    }
-}
-
-static void tmf_visit_all(Tmf *tmf)
-{
-    VirtIOSCSI *s = tmf->creq->dev;
-
-    if (!s->num_contexts || virtio_scsi_queues_in_main_loop(s)) {
-        tmf_visit(tmf, qemu_get_aio_context());
-        return;
-    }
-    for (unsigned i = 0; i < s->num_contexts; i++) {
-        tmf_visit(tmf, s->contexts[i]);
-    }
-}
-
-/*
- * Reset.  The LUN cancels its commands in their AioContexts and drains, so
- * they are all gone on return.
- */
-
-static void tmf_reset_lun(Tmf *tmf, SCSIDevice *lun)
-{
-    VirtIOSCSI *s = tmf->creq->dev;
-
-    qatomic_inc(&s->resetting);
-    device_cold_reset(&lun->qdev);
-    qatomic_dec(&s->resetting);
-}
-
-static void tmf_reset_nexus(Tmf *tmf)
-{
-    g_autoptr(GPtrArray) luns = virtio_scsi_list_luns(tmf->creq->dev);
-    unsigned target = tmf->creq->req.tmf.lun[1];
-
-    for (unsigned i = 0; i < luns->len; i++) {
-        SCSIDevice *lun = SCSI_DEVICE(g_ptr_array_index(luns, i));
-
-        if (lun->channel == 0 && lun->id == target &&
-            qdev_is_realized(&lun->qdev)) {
-            tmf_reset_lun(tmf, lun);
-        }
-    }
+    *lun = (TmfLun) {
+        .abort = {
+            .dev = SCSI_DEVICE(object_ref(OBJECT(d))),
+            .match = reset ? NULL : tmf_is_about,
+            .cancel = tmf->rule.op != TMF_QUERY,
+            .reset = reset,
+            .done = tmf_lun_done,
+            .opaque = lun,
+        },
+        .tmf = tmf,
+    };
+    tmf->left++;
+    scsi_device_abort(&lun->abort);
 }
 
 /*
  * Start
  */
 
-/* Look up the LUN.  Returns false, with the response set, if it is missing. */
-static bool tmf_find_lun(Tmf *tmf)
+static void tmf_one_lun(Tmf *tmf)
 {
     const uint8_t *lun = tmf->creq->req.tmf.lun;
+    SCSIDevice *d = virtio_scsi_lun_find(tmf->creq->dev, lun);
 
-    tmf->lun = virtio_scsi_lun_find(tmf->creq->dev, lun);
-    if (!tmf->lun) {
+    if (!d) {
         tmf->response = VIRTIO_SCSI_S_BAD_TARGET;
-        return false;
-    }
-    object_ref(OBJECT(tmf->lun));
-    if (tmf->lun->lun != virtio_scsi_lun_number(lun)) {
+    } else if (d->lun != virtio_scsi_lun_number(lun)) {
         tmf->response = VIRTIO_SCSI_S_INCORRECT_LUN;
-        return false;
+    } else {
+        tmf_lun(tmf, d);
     }
-    return true;
+}
+
+static void tmf_all_luns(Tmf *tmf)
+{
+    g_autoptr(GPtrArray) luns = scsi_bus_list(&tmf->creq->dev->bus);
+    unsigned target = tmf->creq->req.tmf.lun[1];
+
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *d = SCSI_DEVICE(g_ptr_array_index(luns, i));
+
+        if (d->channel == 0 && d->id == target && qdev_is_realized(&d->qdev)) {
+            tmf_lun(tmf, d);
+        }
+    }
 }
 
 static void tmf_start(CtrlReq *creq)
@@ -330,7 +215,8 @@ static void tmf_start(CtrlReq *creq)
 
     tmf->creq = creq;
     tmf->response = VIRTIO_SCSI_S_OK;   /* FUNCTION COMPLETE */
-    tmf->visits = 1;
+    tmf->left = 1;
+    creq->dev->tmfs++;
     if (subtype < ARRAY_SIZE(tmf_rules)) {
         tmf->rule = tmf_rules[subtype];
     }
@@ -340,17 +226,11 @@ static void tmf_start(CtrlReq *creq)
     switch (tmf->rule.op) {
     case TMF_ABORT:
     case TMF_QUERY:
-        if (tmf_find_lun(tmf)) {
-            tmf_visit_all(tmf);
-        }
-        break;
     case TMF_RESET_LUN:
-        if (tmf_find_lun(tmf)) {
-            tmf_reset_lun(tmf, tmf->lun);
-        }
+        tmf_one_lun(tmf);
         break;
     case TMF_RESET_NEXUS:
-        tmf_reset_nexus(tmf);
+        tmf_all_luns(tmf);
         break;
     case TMF_REJECT:
         tmf->response = VIRTIO_SCSI_S_FUNCTION_REJECTED;
@@ -421,20 +301,41 @@ static bool ctrl_start(CtrlReq *creq)
     return false;
 }
 
+/* Returns true if there may be more. */
+static bool ctrl_run_batch(VirtIOSCSI *s, VirtQueue *vq)
+{
+    CtrlReq *creq;
+
+    for (int n = 0; n < CTRL_BATCH; n++) {
+        creq = virtqueue_pop(vq, sizeof(*creq));
+        if (!creq) {
+            return false;
+        }
+        creq->dev = s;
+        if (!ctrl_start(creq)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void virtio_scsi_handle_ctrl(VirtIODevice *vdev, VirtQueue *vq)
 {
     VirtIOSCSI *s = VIRTIO_SCSI(vdev);
-    CtrlReq *creq;
 
     if (!virtio_scsi_kick_is_ours(s)) {
         return;
     }
-    while ((creq = virtqueue_pop(vq, sizeof(*creq)))) {
-        creq->dev = s;
-        if (!ctrl_start(creq)) {
-            break;
-        }
+    /* Not in the middle of itself; see virtio_scsi_handle_cmd(). */
+    if (s->in_ctrl) {
+        qemu_bh_schedule(s->main_bh);
+        return;
     }
+    s->in_ctrl = true;
+    if (ctrl_run_batch(s, vq)) {
+        qemu_bh_schedule(s->main_bh);
+    }
+    s->in_ctrl = false;
 }
 
 void virtio_scsi_ctrl_settle(VirtIOSCSI *s)
@@ -442,5 +343,5 @@ void virtio_scsi_ctrl_settle(VirtIOSCSI *s)
     GLOBAL_STATE_CODE();
 
     /* Bottom halves in the main loop change it, so nobody needs to kick us. */
-    AIO_WAIT_WHILE_UNLOCKED(NULL, s->tmf_visits > 0);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, s->tmfs > 0);
 }

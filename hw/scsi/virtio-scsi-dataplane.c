@@ -11,165 +11,13 @@
  */
 
 #include "qemu/osdep.h"
-#include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
-#include "qemu/memalign.h"
 #include "block/aio-wait.h"
-#include "block/graph-lock.h"
 #include "exec/memory.h"
-#include "hw/virtio/iothread-vq-mapping.h"
 #include "hw/virtio/virtio-bus.h"
+#include "system/runstate.h"
 #include "virtio-scsi-internal.h"
-
-static void queue_sync(void *opaque);
-static void queue_refresh_ram(void *opaque);
-
-/*
- * Set-up
- */
-
-static bool dataplane_check(VirtIOSCSI *s, Error **errp)
-{
-    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
-    VirtIODevice *vdev = VIRTIO_DEVICE(s);
-    VirtioBusClass *k =
-        VIRTIO_BUS_GET_CLASS(qdev_get_parent_bus(DEVICE(vdev)));
-    const char *prop = conf->iothread ? "iothread" : "iothread-vq-mapping";
-    g_autofree char *id = NULL;
-
-    if (conf->iothread && conf->iothread_vq_mapping_list) {
-        id = iothread_get_id(conf->iothread);
-        error_setg(errp, "iothread-vq-mapping and iothread=%s are both set; "
-                   "set only one of them, a mapping may have a single IOThread",
-                   id);
-        return false;
-    }
-    if (!conf->iothread && !conf->iothread_vq_mapping_list) {
-        return true;
-    }
-    if (!k->ioeventfd_assign || !k->set_guest_notifiers) {
-        error_setg(errp, "%s is set, but the transport %s has no ioeventfd; "
-                   "use another, such as virtio-scsi-pci, or leave %s out",
-                   prop,
-                   object_get_typename(OBJECT(qdev_get_parent_bus(DEVICE(s)))),
-                   prop);
-        return false;
-    }
-    if (!virtio_device_ioeventfd_enabled(vdev)) {
-        error_setg(errp, "%s is set, but ioeventfd is off; set ioeventfd=on, "
-                   "or leave %s out", prop, prop);
-        return false;
-    }
-    return true;
-}
-
-/* List each AioContext once, in the order of the first queue it serves. */
-static void dataplane_list_contexts(VirtIOSCSI *s, AioContext **by_queue)
-{
-    unsigned n = s->parent_obj.conf.num_queues;
-    g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
-
-    s->contexts = g_new(AioContext *, n);
-    for (unsigned i = 0; i < n; i++) {
-        if (g_hash_table_add(seen, by_queue[i])) {
-            s->contexts[s->num_contexts++] = by_queue[i];
-        }
-    }
-}
-
-static void dataplane_create_queues(VirtIOSCSI *s, AioContext **by_queue)
-{
-    unsigned n = s->parent_obj.conf.num_queues;
-
-    s->queues = qemu_memalign(__alignof__(*s->queues), n * sizeof(*s->queues));
-    for (unsigned i = 0; i < n; i++) {
-        VirtIOSCSIQueue *q = &s->queues[i];
-
-        *q = (VirtIOSCSIQueue) {
-            .dev = s,
-            .index = i,
-            .ctx = by_queue ? by_queue[i] : qemu_get_aio_context(),
-            .leader = s->queues,
-        };
-        while (q->leader->ctx != q->ctx) {
-            q->leader++;
-        }
-        if (by_queue) {
-            /*
-             * No reentrancy guard: there is one for the whole device, it is
-             * not made for several threads, and this does no DMA.
-             */
-            q->sync_bh = aio_bh_new_full(q->ctx, queue_sync, q,
-                                         "virtio-scsi queue", NULL);
-            q->ram_bh = aio_bh_new_full(q->ctx, queue_refresh_ram, q,
-                                        "virtio-scsi memory", NULL);
-        }
-    }
-}
-
-bool virtio_scsi_dataplane_setup(VirtIOSCSI *s, Error **errp)
-{
-    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
-    g_autofree AioContext **by_queue = NULL;
-
-    if (!dataplane_check(s, errp)) {
-        return false;
-    }
-
-    if (conf->iothread_vq_mapping_list) {
-        by_queue = g_new(AioContext *, conf->num_queues);
-        if (!iothread_vq_mapping_apply(conf->iothread_vq_mapping_list,
-                                       by_queue, conf->num_queues, errp)) {
-            return false;
-        }
-    } else if (conf->iothread) {
-        by_queue = g_new(AioContext *, conf->num_queues);
-        for (unsigned i = 0; i < conf->num_queues; i++) {
-            by_queue[i] = iothread_get_aio_context(conf->iothread);
-        }
-        iothread_attach_user(conf->iothread);
-    }
-
-    if (by_queue) {
-        dataplane_list_contexts(s, by_queue);
-    }
-    dataplane_create_queues(s, by_queue);
-    return true;
-}
-
-static void dataplane_visit_bh(void *opaque)
-{
-}
-
-static void dataplane_delete_queues(VirtIOSCSI *s)
-{
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        g_clear_pointer(&s->queues[i].sync_bh, qemu_bh_delete);
-        g_clear_pointer(&s->queues[i].ram_bh, qemu_bh_delete);
-    }
-    /* One of them may be running, but not any more when a visit is over. */
-    for (unsigned i = 0; i < s->num_contexts; i++) {
-        aio_wait_bh_oneshot(s->contexts[i], dataplane_visit_bh, NULL);
-    }
-    g_clear_pointer(&s->queues, qemu_vfree);
-}
-
-void virtio_scsi_dataplane_cleanup(VirtIOSCSI *s)
-{
-    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
-
-    assert(virtio_scsi_queues_in_main_loop(s));
-    dataplane_delete_queues(s);
-
-    if (conf->iothread_vq_mapping_list) {
-        iothread_vq_mapping_cleanup(conf->iothread_vq_mapping_list);
-    } else if (conf->iothread) {
-        iothread_detach_user(conf->iothread);
-    }
-    g_clear_pointer(&s->contexts, g_free);
-    s->num_contexts = 0;
-}
 
 /*
  * Kicks and interrupts
@@ -177,7 +25,7 @@ void virtio_scsi_dataplane_cleanup(VirtIOSCSI *s)
 
 bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s)
 {
-    return s->mode == VIRTIO_SCSI_STOPPED || s->mode == VIRTIO_SCSI_FALLBACK;
+    return !qatomic_read(&s->in_contexts);
 }
 
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
@@ -185,38 +33,14 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
     if (virtio_device_disabled((VirtIODevice *)s)) {
         return false; /* see virtio_scsi_notify() */
     }
-    switch (qatomic_read(&s->mode)) {
-    case VIRTIO_SCSI_FALLBACK:
+    if (!qatomic_read(&s->accepts_kicks)) {
+        return false; /* whoever changes that back looks at the rings */
+    }
+    if (qatomic_read(&s->in_contexts) || !s->num_contexts || s->main_only) {
         return true;
-    case VIRTIO_SCSI_STARTED:
-        /* Otherwise the ring is looked at when notifiers are attached again */
-        return !qatomic_read(&s->drained);
-    case VIRTIO_SCSI_STARTING:
-    case VIRTIO_SCSI_STOPPING:
-        return false;
-    case VIRTIO_SCSI_STOPPED:
-        if (s->num_contexts) {
-            virtio_device_start_ioeventfd(VIRTIO_DEVICE(s));
-        }
-        return virtio_scsi_queues_in_main_loop(s);
     }
-    g_assert_not_reached();
-}
-
-/* Have the handler called; the guest had no part in it, so don't count that. */
-static void queue_kick(VirtIOSCSIQueue *q)
-{
-    q->own_kick = true;
-    event_notifier_set(virtio_queue_get_host_notifier(q->vq));
-}
-
-bool virtio_scsi_put_off(VirtIOSCSIQueue *q)
-{
-    if (qatomic_read(&q->dev->mode) != VIRTIO_SCSI_STARTED) {
-        return false; /* nobody would call us again */
-    }
-    queue_kick(q);
-    return true;
+    virtio_device_start_ioeventfd(VIRTIO_DEVICE(s));
+    return virtio_scsi_queues_in_main_loop(s);
 }
 
 void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
@@ -230,137 +54,32 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
          */
         return;
     }
-    switch (qatomic_read(&s->mode)) {
-    case VIRTIO_SCSI_STARTED:
-    case VIRTIO_SCSI_STOPPING:
+    if (qatomic_read(&s->in_contexts)) {
         virtio_notify_irqfd(vdev, vq);
-        break;
-    default:
-        virtio_notify(vdev, vq);
-        break;
-    }
-}
-
-/*
- * Attach and detach host notifiers
- *
- * Both touch the virtqueue, so each is done in the AioContext that owns it.
- * There a bottom half looks what is wanted at that time.  However many times
- * it was scheduled meanwhile, and in whatever order, the last word counts.
- */
-
-bool virtio_scsi_wants_kicks(VirtIOSCSI *s)
-{
-    return qatomic_read(&s->mode) == VIRTIO_SCSI_STARTED &&
-           !qatomic_read(&s->drained);
-}
-
-/* Does a drain have to wait for @q?  Context: the queue's AioContext */
-static void queue_set_counted(VirtIOSCSIQueue *q, bool counted)
-{
-    if (q->counted == counted) {
-        return;
-    }
-    q->counted = counted;
-    /* Read by virtio_scsi_drained_poll() */
-    if (counted) {
-        qatomic_inc(&q->dev->num_active);
     } else {
-        qatomic_dec(&q->dev->num_active);
-        aio_wait_kick();
+        virtio_notify(vdev, vq);
     }
 }
 
 /*
- * A queue that has nothing to do must not keep unplugged memory.  If kicks
- * aren't wanted, the queue may have another owner by now; it is synced later.
+ * The guest's memory
  *
- * Context: the queue's AioContext
+ * A queue that has nothing to do must not keep unplugged memory.  If the queue
+ * belongs to the main loop, no view is there.
  */
-static void queue_refresh_ram(void *opaque)
+
+void virtio_scsi_queue_refresh_ram(void *opaque)
 {
     VirtIOSCSIQueue *q = opaque;
 
-    if (virtio_scsi_wants_kicks(q->dev)) {
+    if (q->attached) {
         virtio_ram_refresh(&q->ram);
     }
 }
 
-/* Context: the queue's AioContext */
-static void queue_sync(void *opaque)
-{
-    VirtIOSCSIQueue *q = opaque;
-    bool wanted = virtio_scsi_wants_kicks(q->dev);
-
-    queue_refresh_ram(q);
-
-    if (q->sync_bh && q->leader->busy) {
-        /*
-         * In the middle of a handler, because a LUN runs the event loop.  If it
-         * waits for the graph lock, whoever has that must not wait for it.  A
-         * drain before that must, as the handler looks at the graph again.
-         */
-        if (!wanted && q->counted && bdrv_graph_readers_wait()) {
-            queue_set_counted(q, false);
-        }
-        qemu_bh_schedule(q->sync_bh);
-        return;
-    }
-    if (wanted && q->attached) {
-        /* Not counted if it waited for the graph in a drain that is over */
-        queue_set_counted(q, true);
-        /* A handler may have turned a kick down in between; look again. */
-        queue_kick(q);
-    } else if (wanted) {
-        q->attached = true;
-        queue_set_counted(q, true);
-        q->own_kick = true; /* that comes with it */
-        virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
-    } else if (q->attached) {
-        q->attached = false;
-        virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
-        queue_set_counted(q, false);
-    }
-}
-
-static void dataplane_sync_fixed_queues(VirtIOSCSI *s)
-{
-    VirtIOSCSICommon *vs = &s->parent_obj;
-    AioContext *ctx = qemu_get_aio_context();
-    bool wanted = virtio_scsi_wants_kicks(s);
-
-    if (s->main_attached == wanted) {
-        return;
-    }
-    s->main_attached = wanted;
-    if (wanted) {
-        virtio_queue_aio_attach_host_notifier(vs->ctrl_vq, ctx);
-        /* It has buffers waiting most of the time; polling it is no use. */
-        virtio_queue_aio_attach_host_notifier_no_poll(vs->event_vq, ctx);
-    } else {
-        virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, ctx);
-        virtio_queue_aio_detach_host_notifier(vs->event_vq, ctx);
-    }
-}
-
-/* Let all queues follow a change of mode or drained, now or soon. */
-static void dataplane_sync(VirtIOSCSI *s)
-{
-    dataplane_sync_fixed_queues(s);
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        VirtIOSCSIQueue *q = &s->queues[i];
-
-        if (q->sync_bh) {
-            qemu_bh_schedule(q->sync_bh);
-        } else {
-            queue_sync(q);
-        }
-    }
-}
-
 /*
- * The guest's memory has changed.  It may be the virtqueues' own that is gone,
- * so nobody is to look at them.
+ * It may be the virtqueues' own memory that is gone, so nobody is to look at
+ * them.
  */
 static void dataplane_ram_changed(VirtIORam *ram)
 {
@@ -372,123 +91,81 @@ static void dataplane_ram_changed(VirtIORam *ram)
         if (q->ram_bh) {
             qemu_bh_schedule(q->ram_bh);
         } else {
-            queue_refresh_ram(q);
+            virtio_scsi_queue_refresh_ram(q);
         }
     }
 }
 
-/* A visit from dataplane_visit_queue() */
-typedef struct QueueVisit {
-    VirtIOSCSIQueue *q;
-    QEMUBHFunc *fn;
-} QueueVisit;
-
-static void queue_visit(void *opaque)
-{
-    QueueVisit *visit = opaque;
-    VirtIOSCSIQueue *q = visit->q;
-
-    q->turned_away = q->leader->busy;
-    if (!q->turned_away) {
-        visit->fn(q);
-    }
-}
-
 /*
- * Call @fn in the AioContext of @q and wait for it.  It isn't called in the
- * middle of a handler, so none is running at that time.
- */
-static void dataplane_visit_queue(VirtIOSCSIQueue *q, QEMUBHFunc *fn)
-{
-    QueueVisit visit = { .q = q, .fn = fn };
-
-    do {
-        aio_wait_bh_oneshot(q->ctx, queue_visit, &visit);
-    } while (q->turned_away);
-}
-
-/* The same, but wait for it; no handler is running any more afterwards. */
-static void dataplane_sync_wait(VirtIOSCSI *s)
-{
-    /*
-     * All at once first: while we wait for one queue, a block job may begin a
-     * drain, and wait for the others.
-     */
-    dataplane_sync(s);
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        dataplane_visit_queue(&s->queues[i], queue_sync);
-    }
-}
-
-/* Requests that somebody works on.  Context: the owner of @q */
-static void queue_count_active(void *opaque)
-{
-    VirtIOSCSIQueue *q = opaque;
-    VirtIOSCSIReq *req;
-
-    q->active = 0;
-    QTAILQ_FOREACH(req, &q->in_flight, next) {
-        q->active += !req->sreq->retry;
-    }
-}
-
-/*
- * Wait until all requests are done, or wait for the VM to be resumed, and no
- * handler or interrupt of any is under way.  No queue takes new ones.
+ * Attach and detach host notifiers
  *
- * A drain alone isn't enough.  It doesn't wait for a request that the block
- * layer holds back until the drain ends; and when it ends, the completion of
- * the last request may still be running.  So look in each queue's AioContext.
+ * Both touch the virtqueue, so each is done in the AioContext that owns it.  A
+ * handler never runs the event loop, so none is running then.
  */
-static void dataplane_quiesce(VirtIOSCSI *s, bool in_main_loop)
+
+static void dataplane_attach(void *opaque)
 {
-    unsigned active;
+    VirtIOSCSI *s = opaque;
 
-    do {
-        virtio_scsi_drain_luns(s);
-        active = 0;
-        for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-            VirtIOSCSIQueue *q = &s->queues[i];
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
 
-            if (in_main_loop) {
-                queue_count_active(q);
-            } else {
-                dataplane_visit_queue(q, queue_count_active);
-            }
-            active += q->active;
+        if (q->ctx == qemu_get_current_aio_context()) {
+            q->attached = true;
+            virtio_ram_refresh(&q->ram);
+            q->own_kick = true; /* that comes with it */
+            virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
         }
-    } while (active);
-}
-
-/*
- * The caller may not be able to wait.  So a handler that is running goes on,
- * and whoever can waits until virtio_scsi_drained_poll() says that it has
- * ended; no other one begins, because virtio_scsi_kick_is_ours() says no from
- * now on.
- */
-static void dataplane_set_drained(VirtIOSCSI *s, bool drained)
-{
-    qatomic_set(&s->drained, drained);
-    if (s->mode == VIRTIO_SCSI_STARTED) {
-        dataplane_sync(s);
     }
 }
 
-void virtio_scsi_drained_begin(SCSIBus *bus)
+static void dataplane_detach(void *opaque)
 {
-    dataplane_set_drained(container_of(bus, VirtIOSCSI, bus), true);
+    VirtIOSCSI *s = opaque;
+
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        if (q->ctx == qemu_get_current_aio_context()) {
+            virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
+            qemu_bh_cancel(q->more_bh);
+            q->attached = false;
+            virtio_ram_drop(&q->ram);
+        }
+    }
 }
 
-void virtio_scsi_drained_end(SCSIBus *bus)
+/* Call @fn in each AioContext that has request queues, and wait. */
+static void dataplane_in_contexts(VirtIOSCSI *s, QEMUBHFunc *fn)
 {
-    dataplane_set_drained(container_of(bus, VirtIOSCSI, bus), false);
+    AioContext *main_ctx = qemu_get_aio_context();
+
+    if (s->num_contexts) {
+        aio_wait_bh_oneshot_all(s->contexts, s->num_contexts, fn, s);
+    } else {
+        aio_wait_bh_oneshot_all(&main_ctx, 1, fn, s);
+    }
 }
 
-bool virtio_scsi_drained_poll(SCSIBus *bus)
+static void dataplane_attach_all(VirtIOSCSI *s)
 {
-    VirtIOSCSI *s = container_of(bus, VirtIOSCSI, bus);
+    VirtIOSCSICommon *vs = &s->parent_obj;
+    AioContext *ctx = qemu_get_aio_context();
 
-    return s->drained && qatomic_load_acquire(&s->num_active) > 0;
+    virtio_queue_aio_attach_host_notifier(vs->ctrl_vq, ctx);
+    /* It has buffers waiting most of the time; polling it is no use. */
+    virtio_queue_aio_attach_host_notifier_no_poll(vs->event_vq, ctx);
+    dataplane_in_contexts(s, dataplane_attach);
+}
+
+static void dataplane_detach_all(VirtIOSCSI *s)
+{
+    VirtIOSCSICommon *vs = &s->parent_obj;
+    AioContext *ctx = qemu_get_aio_context();
+
+    virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, ctx);
+    virtio_queue_aio_detach_host_notifier(vs->event_vq, ctx);
+    dataplane_in_contexts(s, dataplane_detach);
 }
 
 /*
@@ -553,13 +230,54 @@ static void dataplane_clear_host_notifiers(VirtIOSCSI *s, unsigned num)
     }
 }
 
-static void dataplane_rehome_queues(VirtIOSCSI *s, bool to_main_loop)
+static int dataplane_set_notifiers(VirtIOSCSI *s)
 {
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        VirtIOSCSIQueue *q = &s->queues[i];
+    unsigned num_notifiers;
+    int ret = dataplane_set_guest_notifiers(s, true);
 
-        virtio_scsi_queue_rehome(q, to_main_loop ? qemu_get_aio_context()
-                                                 : q->ctx);
+    if (ret < 0) {
+        error_report("virtio-scsi: can't set up guest notifiers: %s",
+                     strerror(-ret));
+        return ret;
+    }
+    ret = dataplane_set_host_notifiers(s, &num_notifiers);
+    if (ret < 0) {
+        error_report("virtio-scsi: can't set up the host notifier of "
+                     "virtqueue %u: %s", num_notifiers, strerror(-ret));
+        dataplane_clear_host_notifiers(s, num_notifiers);
+        dataplane_set_guest_notifiers(s, false);
+    }
+    return ret;
+}
+
+/*
+ * All that has been begun ends, or waits for the VM to be resumed; nobody works
+ * on any request or virtqueue then, and new kicks aren't ours.  Who ends these
+ * waits: the host's I/O, and the main loop's event loop, which runs meanwhile.
+ */
+void virtio_scsi_settle(VirtIOSCSI *s)
+{
+    scsi_bus_wait_idle(&s->bus);
+    virtio_scsi_ctrl_settle(s);
+}
+
+static void dataplane_rehome(VirtIOSCSI *s, bool in_contexts)
+{
+    g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
+
+    for (unsigned i = 0; i < luns->len; i++) {
+        virtio_scsi_rehome_lun(g_ptr_array_index(luns, i), in_contexts);
+    }
+    qatomic_set(&s->in_contexts, in_contexts);
+}
+
+/* What has settled waits for the VM to be resumed; it may be running. */
+static void dataplane_restart(VirtIOSCSI *s)
+{
+    g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
+
+    for (unsigned i = 0; runstate_is_running() && i < luns->len; i++) {
+        scsi_inflight_restart(&SCSI_DEVICE(g_ptr_array_index(luns, i))->inflight);
     }
 }
 
@@ -588,48 +306,38 @@ static void dataplane_serve_all(VirtIOSCSI *s)
 int virtio_scsi_dataplane_start(VirtIODevice *vdev)
 {
     VirtIOSCSI *s = VIRTIO_SCSI(vdev);
-    unsigned num_notifiers;
-    int ret;
+    int ret = 0;
 
     GLOBAL_STATE_CODE();
 
-    if (!virtio_scsi_queues_in_main_loop(s)) {
-        return 0;
+    if (s->in_contexts || !s->accepts_kicks) {
+        return 0; /* it is, or it is about to be */
     }
-    qatomic_set(&s->mode, VIRTIO_SCSI_STARTING);
+    qatomic_set(&s->accepts_kicks, false);
 
-    ret = dataplane_set_guest_notifiers(s, true);
-    if (ret < 0) {
-        error_report("virtio-scsi: can't set up guest notifiers: %s",
-                     strerror(-ret));
-        goto fallback;
+    if (!s->main_only) {
+        ret = dataplane_set_notifiers(s);
+        s->main_only = ret < 0;
     }
-    ret = dataplane_set_host_notifiers(s, &num_notifiers);
-    if (ret < 0) {
-        error_report("virtio-scsi: can't set up the host notifier of "
-                     "virtqueue %u: %s", num_notifiers, strerror(-ret));
-        dataplane_clear_host_notifiers(s, num_notifiers);
-        dataplane_set_guest_notifiers(s, false);
-        goto fallback;
+    if (s->main_only) {
+        qatomic_set(&s->accepts_kicks, true);
+        dataplane_restart(s);
+        dataplane_serve_all(s);
+        return ret;
     }
 
     /*
      * Whatever the main loop has begun while notifiers were missing, it must
      * finish before another thread may own the virtqueues.
      */
-    dataplane_quiesce(s, true);
-    virtio_scsi_ctrl_settle(s);
-    dataplane_rehome_queues(s, false);
+    virtio_scsi_settle(s);
+    dataplane_rehome(s, true);
     virtio_ram_start(&s->ram, vdev->dma_as, dataplane_ram_changed);
 
-    qatomic_set(&s->mode, VIRTIO_SCSI_STARTED);
-    dataplane_sync(s);
+    qatomic_set(&s->accepts_kicks, true);
+    dataplane_attach_all(s);
+    dataplane_restart(s);
     return 0;
-
-fallback:
-    qatomic_set(&s->mode, VIRTIO_SCSI_FALLBACK);
-    dataplane_serve_all(s);
-    return ret;
 }
 
 void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
@@ -638,23 +346,61 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
 
     GLOBAL_STATE_CODE();
 
-    if (s->mode != VIRTIO_SCSI_STARTED) {
+    if (!s->in_contexts || !s->accepts_kicks) {
         return;
     }
-    qatomic_set(&s->mode, VIRTIO_SCSI_STOPPING);
+    qatomic_set(&s->accepts_kicks, false);
 
-    dataplane_sync_wait(s);
-    dataplane_quiesce(s, false);
-    virtio_scsi_ctrl_settle(s);
+    dataplane_detach_all(s);
+    virtio_scsi_settle(s);
     virtio_scsi_event_flush(s);
 
     /* No other thread has anything to do with our virtqueues from here on. */
-    dataplane_rehome_queues(s, true);
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        virtio_ram_drop(&s->queues[i].ram);
-    }
     virtio_ram_stop(&s->ram);
     dataplane_clear_host_notifiers(s, dataplane_total_queues(s));
+    dataplane_rehome(s, false);
     dataplane_set_guest_notifiers(s, false);
-    qatomic_set(&s->mode, VIRTIO_SCSI_STOPPED);
+    qatomic_set(&s->accepts_kicks, true);
+}
+
+/*
+ * An IOThread can't get at memory that isn't plain RAM: it would need the BQL,
+ * and the main loop may be waiting for it.  So the main loop takes over, until
+ * the next reset of the device.
+ */
+
+void virtio_scsi_needs_main_loop(VirtIODevice *vdev)
+{
+    VirtIOSCSI *s = (VirtIOSCSI *)vdev;
+
+    qatomic_set(&s->wants_main_loop, true);
+    qemu_bh_schedule(s->main_bh);
+}
+
+/* What is left to do in the main loop; see virtio_scsi_needs_main_loop(). */
+void virtio_scsi_main_bh(void *opaque)
+{
+    VirtIOSCSI *s = opaque;
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+
+    if (!vdev->vm_running) {
+        return; /* see virtio_scsi_vm_changed() */
+    }
+    if (qatomic_xchg(&s->wants_main_loop, false) && s->in_contexts &&
+        s->accepts_kicks) {
+        s->main_only = true;
+        virtio_scsi_dataplane_stop(vdev);
+        virtio_scsi_dataplane_start(vdev);
+        return;
+    }
+    if (s->wants_start) {
+        s->wants_start = false;
+        virtio_device_start_ioeventfd(vdev);
+        dataplane_restart(s);
+    }
+    virtio_scsi_handle_ctrl(vdev, s->parent_obj.ctrl_vq);
+    for (unsigned i = 0; !s->in_contexts &&
+                         i < s->parent_obj.conf.num_queues; i++) {
+        virtio_scsi_handle_cmd(vdev, s->queues[i].vq);
+    }
 }

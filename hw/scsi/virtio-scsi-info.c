@@ -25,7 +25,7 @@ static IOThread *info_iothread(const VirtIOSCSIQueue *q)
     const VirtIOSCSIConf *conf = &q->dev->parent_obj.conf;
     const IOThreadVirtQueueMappingList *node;
 
-    if (q->dev->mode == VIRTIO_SCSI_FALLBACK) {
+    if (q->dev->main_only) {
         return NULL;
     }
     if (conf->iothread) {
@@ -48,7 +48,7 @@ static IOThread *info_iothread(const VirtIOSCSIQueue *q)
  */
 static bool info_polling(const VirtIOSCSIQueue *q)
 {
-    return virtio_scsi_wants_kicks(q->dev) && q->ctx->poll_max_ns > 0 &&
+    return q->dev->in_contexts && q->ctx->poll_max_ns > 0 &&
            !qatomic_read(&q->ctx->poll_disable_cnt);
 }
 

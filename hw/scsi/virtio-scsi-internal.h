@@ -2,7 +2,8 @@
  * virtio SCSI host bus adapter: what its rooms share
  *
  *   virtio-scsi.c            QOM type, configuration, reset, hotplug
- *   virtio-scsi-dataplane.c  which AioContext serves which virtqueue
+ *   virtio-scsi-setup.c      request queues and their AioContexts
+ *   virtio-scsi-dataplane.c  who owns the virtqueues now: start and stop
  *   virtio-scsi-vq.c         request virtqueues
  *   virtio-scsi-ctrl.c       control virtqueue
  *   virtio-scsi-event.c      event virtqueue
@@ -39,7 +40,6 @@ typedef struct VirtIOSCSIReq {
     /* From here on cleared for each command */
     VirtIOSCSIQueue *queue;
     SCSIRequest *sreq;          /* holds a reference */
-    QTAILQ_ENTRY(VirtIOSCSIReq) next;
 
     /* Data-out or data-in: what @data has behind @data_skip bytes */
     struct iovec *data;         /* part of @elem */
@@ -52,7 +52,6 @@ typedef struct VirtIOSCSIReq {
     struct iovec *own_iov;      /* allocated for @iov; may be NULL */
     size_t data_in;             /* bytes that have been written */
     uint32_t sense_size;        /* what the driver has room for */
-    bool aborted;               /* by a task management function */
     bool overrun;               /* the CDB asks for more than @data has */
     VirtIOSCSICmdResp resp;
 
@@ -82,25 +81,20 @@ struct VirtIOSCSIQueue {
     /* Constant once the device is realized */
     VirtIOSCSI *dev;
     VirtQueue *vq;
-    AioContext *ctx;            /* the owner while the mode is STARTED */
-    QEMUBH *sync_bh;            /* in ctx: attach or detach; NULL: main loop */
+    AioContext *ctx;            /* the owner while in_contexts is set */
+    QEMUBH *more_bh;            /* in ctx: call the handler again */
     QEMUBH *ram_bh;             /* in ctx: the guest's memory has changed */
     unsigned index;             /* 0-based over the request queues */
-    VirtIOSCSIQueue *leader;    /* the first queue with the same ctx */
 
     /* Only in ctx */
     bool attached;              /* the host notifier */
-    bool counted;               /* in num_active, see queue_set_counted() */
 
-    /* Only the owner, see VirtIOSCSIMode */
-    unsigned busy;              /* leader: a handler hasn't returned yet */
-    unsigned active;            /* an answer to dataplane_quiesce() */
-    bool turned_away;           /* an answer to dataplane_visit_queue() */
-    unsigned filled;            /* used elements that the guest can't see yet */
+    /* Only the owner: ctx or the main loop, see VirtIOSCSI.in_contexts */
+    bool running;               /* the handler */
     bool own_kick;              /* we have set the host notifier ourselves */
+    unsigned filled;            /* used elements that the guest can't see yet */
     VirtIORamView ram;
     SCSIPool pool;              /* for VirtIOSCSIReq */
-    QTAILQ_HEAD(, VirtIOSCSIReq) in_flight;
 
     /* Written by the owner, read by anybody; a cache line of their own */
     QEMU_ALIGNED(64) VirtIOSCSIStats stats;
@@ -143,34 +137,10 @@ static inline unsigned virtio_scsi_lun_number(const uint8_t lun[8])
     return (lun[2] & 0x3f) << 8 | lun[3];
 }
 
-/**
- * virtio_scsi_list_luns:
- * @s: the device
- *
- * Whoever drains or resets LUNs runs the event loop, which may change the
- * bus's list of children; so take this copy first.
- *
- * Context: main loop, BQL held.
- * Returns: an array of #SCSIDevice with a reference to each, for
- * g_ptr_array_unref().
- */
-GPtrArray *virtio_scsi_list_luns(VirtIOSCSI *s);
+/* virtio-scsi-setup.c */
 
 /**
- * virtio_scsi_drain_luns:
- * @s: the device
- *
- * Wait until no LUN of @s has a request in flight.  Requests that wait for
- * the VM to be resumed after an error stay where they are.
- *
- * Context: main loop, BQL held.
- */
-void virtio_scsi_drain_luns(VirtIOSCSI *s);
-
-/* virtio-scsi-dataplane.c */
-
-/**
- * virtio_scsi_dataplane_setup:
+ * virtio_scsi_setup:
  * @s: a device being realized
  * @errp: where to store an error; nothing stays behind then
  *
@@ -180,10 +150,12 @@ void virtio_scsi_drain_luns(VirtIOSCSI *s);
  * Context: BQL held.
  * Returns: false with @errp set if the properties or the transport don't fit.
  */
-bool virtio_scsi_dataplane_setup(VirtIOSCSI *s, Error **errp);
+bool virtio_scsi_setup(VirtIOSCSI *s, Error **errp);
 
-/** virtio_scsi_dataplane_cleanup: undo the set-up. Context: BQL held. */
-void virtio_scsi_dataplane_cleanup(VirtIOSCSI *s);
+/** virtio_scsi_setup_cleanup: undo the set-up. Context: BQL held. */
+void virtio_scsi_setup_cleanup(VirtIOSCSI *s);
+
+/* virtio-scsi-dataplane.c */
 
 /**
  * virtio_scsi_dataplane_start:
@@ -209,21 +181,6 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev);
  */
 void virtio_scsi_dataplane_stop(VirtIODevice *vdev);
 
-/** virtio_scsi_drained_begin: no new requests. Context: main loop, BQL held. */
-void virtio_scsi_drained_begin(SCSIBus *bus);
-
-/** virtio_scsi_drained_end: look at the rings. Context: main loop, BQL held. */
-void virtio_scsi_drained_end(SCSIBus *bus);
-
-/**
- * virtio_scsi_drained_poll:
- * @bus: bus of a #VirtIOSCSI
- *
- * Context: main loop, BQL held.
- * Returns: true if a handler may still run although the bus is drained.
- */
-bool virtio_scsi_drained_poll(SCSIBus *bus);
-
 /**
  * virtio_scsi_kick_is_ours:
  * @s: the device
@@ -232,28 +189,10 @@ bool virtio_scsi_drained_poll(SCSIBus *bus);
  * DRIVER_OK, with no host notifier set up yet; if IOThreads are to serve the
  * virtqueues, they are started then, and look at the rings themselves.
  *
- * Context: the owner of the virtqueue, see #VirtIOSCSIMode.
+ * Context: the owner of the virtqueue, see VirtIOSCSI.in_contexts.
  * Returns: true if the caller is to serve the virtqueue.
  */
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s);
-
-/**
- * virtio_scsi_is_held:
- * @q: a request queue
- *
- * A LUN that waits for the graph lock runs the event loop, and a drain that
- * begins then may not be able to wait for the handler.  So the handler asks
- * this before each command.
- *
- * Context: the owner of @q.
- * Returns: true if requests are to stay in the ring; it is looked at when the
- * drain ends, or when drains wait for @q again.
- */
-static inline bool virtio_scsi_is_held(const VirtIOSCSIQueue *q)
-{
-    return unlikely(qatomic_read(&q->dev->drained) || !q->counted) &&
-           qatomic_read(&q->dev->mode) == VIRTIO_SCSI_STARTED;
-}
 
 /**
  * virtio_scsi_notify:
@@ -264,26 +203,31 @@ static inline bool virtio_scsi_is_held(const VirtIOSCSIQueue *q)
  */
 void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq);
 
-/**
- * virtio_scsi_put_off:
- * @q: a request queue whose handler was called at a bad time
- *
- * Have the handler called again.
- *
- * Context: the owner of @q.
- * Returns: false if that isn't possible.
- */
-bool virtio_scsi_put_off(VirtIOSCSIQueue *q);
+/** virtio_scsi_queue_refresh_ram: of a queue. Context: the queue's ctx. */
+void virtio_scsi_queue_refresh_ram(void *opaque);
 
 /**
- * virtio_scsi_wants_kicks:
- * @s: the device
+ * virtio_scsi_needs_main_loop:
+ * @vdev: a #VirtIOSCSI
+ *
+ * The guest uses memory that an IOThread can't get at.  Soon the main loop will
+ * own all virtqueues, until the device is reset.
  *
  * Context: any thread.
- * Returns: true if the host notifiers of the request queues are attached, or
- * are about to be.
  */
-bool virtio_scsi_wants_kicks(VirtIOSCSI *s);
+void virtio_scsi_needs_main_loop(VirtIODevice *vdev);
+
+/** virtio_scsi_main_bh: what is left to do. Context: main loop, BQL held. */
+void virtio_scsi_main_bh(void *opaque);
+
+/**
+ * virtio_scsi_settle:
+ * @s: a device that accepts no kicks, or whose queues the main loop owns
+ *
+ * Wait until all requests and TMFs have ended or, in the case of requests, wait
+ * for the VM to be resumed.  Context: main loop, BQL held.
+ */
+void virtio_scsi_settle(VirtIOSCSI *s);
 
 /**
  * virtio_scsi_queues_in_main_loop:
@@ -310,16 +254,28 @@ void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q);
 /** virtio_scsi_handle_cmd: a kick of a request queue. Context: its owner. */
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq);
 
+/** virtio_scsi_queue_more: the rest of a batch. Context: the queue's ctx. */
+void virtio_scsi_queue_more(void *opaque);
+
 /**
- * virtio_scsi_queue_rehome:
- * @q: a request queue with no request being worked on
- * @ctx: its owner from now on
+ * virtio_scsi_queue_abort:
+ * @q: a request queue; virtio_scsi_settle() has been called
  *
- * Let requests that wait for the VM to be resumed go on in @ctx then.
+ * End its requests that wait for the VM to be resumed.
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_queue_abort(VirtIOSCSIQueue *q);
+
+/**
+ * virtio_scsi_rehome_lun:
+ * @d: a LUN none of whose requests anybody works on
+ * @in_contexts: who owns the queues from now on
+ *
+ * Let requests that wait for the VM to be resumed go on there.
  *
  * Context: main loop, BQL held.
  */
-void virtio_scsi_queue_rehome(VirtIOSCSIQueue *q, AioContext *ctx);
+void virtio_scsi_rehome_lun(SCSIDevice *d, bool in_contexts);
 
 /* Callbacks of the SCSI bus.  Context: the owner of the request's queue. */
 void virtio_scsi_cmd_complete(SCSIRequest *sreq, size_t residual);

@@ -140,7 +140,6 @@ static void cmd_finish(VirtIOSCSIReq *req, uint8_t response, Stat64 *end)
     queue_push(q, &req->elem, written);
 
     if (req->sreq) {
-        QTAILQ_REMOVE(&q->in_flight, req, next);
         req->sreq->hba_private = NULL;
         scsi_req_unref(req->sreq);
     }
@@ -229,10 +228,10 @@ void virtio_scsi_cmd_cancelled(SCSIRequest *sreq)
     q = req->queue;
     if (req->overrun) {
         cmd_finish(req, VIRTIO_SCSI_S_OVERRUN, &q->stats.failed);
-    } else if (!req->aborted && qatomic_read(&q->dev->resetting)) {
-        cmd_finish(req, VIRTIO_SCSI_S_RESET, &q->stats.aborted);
     } else {
-        cmd_finish(req, VIRTIO_SCSI_S_ABORTED, &q->stats.aborted);
+        cmd_finish(req, sreq->by_reset ? VIRTIO_SCSI_S_RESET
+                                       : VIRTIO_SCSI_S_ABORTED,
+                   &q->stats.aborted);
     }
     /* Before whoever has cancelled it gets to know, and tells the guest */
     queue_flush(q);
@@ -332,9 +331,15 @@ int virtio_scsi_cmd_parse_cdb(SCSIDevice *dev, SCSICommand *cmd, uint8_t *buf,
         memcpy(cmd->buf, buf, cmd->len);
     }
 
-    /* And only the driver knows which way their data go, and how much. */
-    cmd->mode = req->mode;
-    cmd->xfer = req->data_size;
+    /*
+     * And only the driver knows which way their data go, and how much.  There
+     * is no @req yet if the request comes from a migration stream; then
+     * virtio_scsi_cmd_load() does this.
+     */
+    if (req) {
+        cmd->mode = req->mode;
+        cmd->xfer = req->data_size;
+    }
     return 0;
 }
 
@@ -367,12 +372,6 @@ QEMUIOVector *virtio_scsi_cmd_iov(SCSIRequest *sreq, size_t len)
 /*
  * Submit
  */
-
-static void cmd_adopt(VirtIOSCSIReq *req, SCSIRequest *sreq)
-{
-    req->sreq = sreq;
-    QTAILQ_INSERT_TAIL(&req->queue->in_flight, req, next);
-}
 
 /* Do the guest's buffers have room for what the CDB says? */
 static bool cmd_fits_buffers(const VirtIOSCSIReq *req, const SCSICommand *cmd)
@@ -413,7 +412,7 @@ static void cmd_submit(VirtIOSCSIReq *req, size_t cdb_size)
         return;
     }
     sreq = scsi_req_new(d, req->hdr.tag, lun, req->hdr.cdb, cdb_size, req);
-    cmd_adopt(req, sreq);
+    req->sreq = sreq;
 
     /* It may be completed, and our reference be gone, before this returns. */
     scsi_req_ref(sreq);
@@ -508,80 +507,72 @@ static const VirtQueueOps queue_ops = {
 void virtio_scsi_queue_init(VirtIOSCSIQueue *q)
 {
     q->ram.ram = &q->dev->ram;
-    QTAILQ_INIT(&q->in_flight);
     scsi_pool_init(&q->pool, CMD_BLOCK_SIZE);
     virtio_queue_set_ops(q->vq, &queue_ops, q);
 }
 
 void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q)
 {
-    assert(QTAILQ_EMPTY(&q->in_flight) && !q->filled);
+    assert(!q->filled);
     virtio_queue_set_ops(q->vq, NULL, NULL);
     scsi_pool_clear(&q->pool);
 }
 
 /*
- * Process up to @max commands of the ring.  Returns how many there were, or -1
- * if the device is broken.
+ * Process up to CMD_BATCH commands of the ring.  A guest that adds commands as
+ * fast as we complete them would keep us here, and the other queues of the
+ * thread, or who wants us to stop, waiting.  Returns true if there may be more.
  */
-static int queue_process_ring(VirtIOSCSIQueue *q, int max)
+static bool queue_run_batch(VirtIOSCSIQueue *q)
 {
-    int n;
+    VirtIOSCSIReq *req;
 
-    for (n = 0; n < max && !virtio_scsi_is_held(q); n++) {
-        VirtIOSCSIReq *req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
-
-        if (!req) {
-            break;
-        }
-        if (!cmd_process(req, q, cmd_sizes(q->dev))) {
-            return -1;
+    for (int n = 0; n < CMD_BATCH; n++) {
+        req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
+        if (!req || !cmd_process(req, q, cmd_sizes(q->dev))) {
+            return false;
         }
     }
-    return n;
+    return true;
 }
 
-/* Returns true if there is more to do. */
-static bool queue_run_batch(VirtIOSCSIQueue *q, bool switch_kicks)
+/* Call the handler again, from a bottom half of the queue's owner. */
+static void queue_run_later(VirtIOSCSIQueue *q)
 {
-    int left = CMD_BATCH;
-    int done;
+    VirtIOSCSI *s = q->dev;
 
-    do {
-        if (switch_kicks) {
-            virtio_queue_set_notification(q->vq, 0);
-        }
-        done = queue_process_ring(q, left);
-        if (switch_kicks) {
-            virtio_queue_set_notification(q->vq, 1);
-        }
-        left -= done;
-        /* The guest may have added more just before kicks were on again. */
-    } while (done >= 0 && left > 0 && !virtio_queue_empty(q->vq) &&
-             !virtio_scsi_is_held(q));
-    return done >= 0 && !virtio_queue_empty(q->vq);
+    qemu_bh_schedule(qatomic_read(&s->in_contexts) ? q->more_bh : s->main_bh);
 }
 
-/*
- * A guest that adds commands as fast as we complete them would keep us here,
- * and the other queues of the thread waiting; so they get their turn.
- */
+/* While the event loop polls, it has switched kicks off by itself. */
 static void queue_run(VirtIOSCSIQueue *q)
 {
-    /* While the event loop polls, it has switched kicks off by itself... */
     bool switch_kicks = virtio_queue_get_notification(q->vq);
     bool more;
 
     virtio_ram_refresh(&q->ram);
-    do {
-        /* Submit all to the host kernel at once, and interrupt once. */
-        q->leader->busy++;
-        defer_call_begin();
-        more = queue_run_batch(q, switch_kicks);
-        defer_call_end();
-        q->leader->busy--;
-        /* ...and comes again; else we have to make sure of that. */
-    } while (more && switch_kicks && !virtio_scsi_put_off(q));
+    if (switch_kicks) {
+        virtio_queue_set_notification(q->vq, 0);
+    }
+    /* Submit all to the host kernel at once, and interrupt once. */
+    defer_call_begin();
+    more = queue_run_batch(q);
+    defer_call_end();
+    if (switch_kicks) {
+        virtio_queue_set_notification(q->vq, 1);
+        /* The guest may have added some just before kicks were on again. */
+        more |= !virtio_queue_empty(q->vq);
+    }
+    if (more) {
+        queue_run_later(q);
+    }
+}
+
+void virtio_scsi_queue_more(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    virtio_scsi_handle_cmd((VirtIODevice *)q->dev, q->vq);
 }
 
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
@@ -594,28 +585,55 @@ void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
         return;
     }
     /*
-     * A LUN runs the event loop while somebody changes the block graph.  It is
-     * no time to begin with another command.
+     * The guest may have a buffer in the registers of a virtqueue.  Only the
+     * main loop writes there, and then we would be called in the middle.
      */
-    if (q->leader->busy && virtio_scsi_put_off(q)) {
+    if (q->running) {
+        queue_run_later(q);
         return;
     }
+    q->running = true;
     queue_run(q);
+    q->running = false;
 }
 
 /*
  * Requests that outlive a stop of the VM
  */
 
-void virtio_scsi_queue_rehome(VirtIOSCSIQueue *q, AioContext *ctx)
+void virtio_scsi_queue_abort(VirtIOSCSIQueue *q)
 {
-    VirtIOSCSIReq *req;
+    g_autoptr(GPtrArray) luns = scsi_bus_list(&q->dev->bus);
 
     GLOBAL_STATE_CODE();
-    assert(!q->busy && !q->filled);
 
-    QTAILQ_FOREACH(req, &q->in_flight, next) {
-        scsi_req_move(req->sreq, ctx);
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *d = SCSI_DEVICE(g_ptr_array_index(luns, i));
+        SCSIRequest *sreq, *next;
+
+        /* Nobody works on them, so they end at once. */
+        QTAILQ_FOREACH_SAFE(sreq, scsi_device_requests(d), next, next) {
+            if (((VirtIOSCSIReq *)sreq->hba_private)->queue == q) {
+                scsi_req_cancel_async(sreq, NULL);
+            }
+        }
+    }
+}
+
+void virtio_scsi_rehome_lun(SCSIDevice *d, bool in_contexts)
+{
+    GLOBAL_STATE_CODE();
+
+    for (unsigned i = 0; i < d->inflight.num; i++) {
+        SCSIRequest *sreq, *next;
+
+        QTAILQ_FOREACH_SAFE(sreq, &d->inflight.lanes[i].requests, next, next) {
+            VirtIOSCSIReq *req = sreq->hba_private;
+
+            assert(sreq->retry && !req->queue->filled);
+            scsi_req_move(sreq, in_contexts ? req->queue->ctx
+                                            : qemu_get_aio_context());
+        }
     }
 }
 
@@ -651,7 +669,11 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
                      "buffers don't fit its headers");
         exit(EXIT_FAILURE);
     }
-    cmd_adopt(req, scsi_req_ref(sreq));
+    if (((SCSIDeviceClass *)object_get_class(OBJECT(sreq->dev)))->parse_cdb) {
+        sreq->cmd.mode = req->mode;
+        sreq->cmd.xfer = req->data_size;
+    }
+    req->sreq = scsi_req_ref(sreq);
     virtio_scsi_count(&s->queues[n].stats.submitted, 1);
     return req;
 }

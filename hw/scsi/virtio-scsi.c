@@ -13,10 +13,12 @@
 #include "qemu/module.h"
 #include "hw/qdev-properties.h"
 #include "hw/virtio/virtio-access.h"
+#include "hw/virtio/virtio-bus.h"
 #include "migration/qemu-file-types.h"
 #include "migration/vmstate.h"
 #include "scsi/constants.h"
 #include "system/block-backend.h"
+#include "system/runstate.h"
 #include "virtio-scsi-internal.h"
 
 SCSIDevice *virtio_scsi_lun_find(VirtIOSCSI *s, const uint8_t lun[8])
@@ -31,32 +33,6 @@ SCSIDevice *virtio_scsi_lun_find(VirtIOSCSI *s, const uint8_t lun[8])
         return NULL;
     }
     return scsi_device_find(&s->bus, 0, lun[1], virtio_scsi_lun_number(lun));
-}
-
-GPtrArray *virtio_scsi_list_luns(VirtIOSCSI *s)
-{
-    GPtrArray *luns = g_ptr_array_new_with_free_func(object_unref);
-    BusChild *kid;
-
-    GLOBAL_STATE_CODE();
-
-    QTAILQ_FOREACH(kid, &BUS(&s->bus)->children, sibling) {
-        g_ptr_array_add(luns, object_ref(OBJECT(kid->child)));
-    }
-    return luns;
-}
-
-void virtio_scsi_drain_luns(VirtIOSCSI *s)
-{
-    g_autoptr(GPtrArray) luns = virtio_scsi_list_luns(s);
-
-    for (unsigned i = 0; i < luns->len; i++) {
-        SCSIDevice *sd = SCSI_DEVICE(g_ptr_array_index(luns, i));
-
-        if (sd->conf.blk) {
-            blk_drain(sd->conf.blk);
-        }
-    }
 }
 
 /*
@@ -99,9 +75,7 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
 
     assert(virtio_scsi_queues_in_main_loop(s));
 
-    qatomic_inc(&s->resetting);
     bus_cold_reset(BUS(&s->bus));
-    qatomic_dec(&s->resetting);
 
     /* All commands are gone, so nothing holds up a TMF any longer. */
     virtio_scsi_ctrl_settle(s);
@@ -111,7 +85,29 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
     qatomic_set(&vs->sense_size, VIRTIO_SCSI_SENSE_DEFAULT_SIZE);
 
     /* The next driver may have better luck with host notifiers. */
-    qatomic_set(&s->mode, VIRTIO_SCSI_STOPPED);
+    s->main_only = false;
+    s->wants_start = false;
+    qatomic_set(&s->wants_main_loop, false);
+}
+
+/*
+ * Reset of one virtqueue (virtio 1.2, 2.6.1).  What it has in flight ends; that
+ * of the others goes on when the virtqueue has been reset.
+ */
+static void virtio_scsi_queue_reset(VirtIODevice *vdev, uint32_t n)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(vdev);
+
+    if (s->in_contexts) {
+        virtio_bus_stop_ioeventfd(VIRTIO_BUS(qdev_get_parent_bus(DEVICE(s))));
+        s->wants_start = true;
+    } else {
+        virtio_scsi_settle(s);
+    }
+    if (n >= VIRTIO_SCSI_VQ_NUM_FIXED) {
+        virtio_scsi_queue_abort(&s->queues[n - VIRTIO_SCSI_VQ_NUM_FIXED]);
+    }
+    qemu_bh_schedule(s->main_bh);
 }
 
 /*
@@ -165,7 +161,7 @@ static void virtio_scsi_lun_plug(HotplugHandler *handler, DeviceState *dev,
     VirtIOSCSI *s = VIRTIO_SCSI(handler);
     SCSIDevice *sd = SCSI_DEVICE(dev);
 
-    if (s->num_contexts && s->mode != VIRTIO_SCSI_FALLBACK) {
+    if (s->num_contexts && !s->main_only) {
         /*
          * Other users of the node may insist on another AioContext.  I/O from
          * ours works all the same, so that is no error.
@@ -219,10 +215,25 @@ static const SCSIBusInfo virtio_scsi_bus_info = {
     .load_request   = virtio_scsi_cmd_load,
 
     .change         = virtio_scsi_lun_changed,
-    .drained_begin  = virtio_scsi_drained_begin,
-    .drained_end    = virtio_scsi_drained_end,
-    .drained_poll   = virtio_scsi_drained_poll,
 };
+
+/*
+ * Without host notifiers nobody stops us, or starts us again, when the VM is
+ * stopped and resumed.
+ */
+static void virtio_scsi_vm_changed(void *opaque, bool running, RunState state)
+{
+    VirtIOSCSI *s = opaque;
+
+    if (s->in_contexts) {
+        return;
+    }
+    if (running) {
+        qemu_bh_schedule(s->main_bh);
+    } else {
+        virtio_scsi_settle(s);
+    }
+}
 
 /*
  * Life of the device.  All that can fail comes first and leaves nothing.
@@ -234,7 +245,7 @@ static void virtio_scsi_device_realize(DeviceState *dev, Error **errp)
     VirtIOSCSICommon *vs = VIRTIO_SCSI_COMMON(dev);
 
     if (!virtio_scsi_common_check(&vs->conf, errp) ||
-        !virtio_scsi_dataplane_setup(s, errp)) {
+        !virtio_scsi_setup(s, errp)) {
         return;
     }
 
@@ -252,6 +263,8 @@ static void virtio_scsi_device_realize(DeviceState *dev, Error **errp)
     scsi_bus_set_contexts(&s->bus, s->contexts, s->num_contexts);
     /* The HBA itself wants to see LUNs come and go, see above. */
     qbus_set_hotplug_handler(BUS(&s->bus), OBJECT(dev));
+    s->vmstate = qdev_add_vm_change_state_handler(dev, virtio_scsi_vm_changed,
+                                                  s);
 }
 
 static void virtio_scsi_device_unrealize(DeviceState *dev)
@@ -259,13 +272,14 @@ static void virtio_scsi_device_unrealize(DeviceState *dev)
     VirtIOSCSI *s = VIRTIO_SCSI(dev);
 
     qbus_set_hotplug_handler(BUS(&s->bus), NULL);
+    g_clear_pointer(&s->vmstate, qemu_del_vm_change_state_handler);
     virtio_scsi_ctrl_settle(s);
     virtio_scsi_event_cleanup(s);
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         virtio_scsi_queue_cleanup(&s->queues[i]);
     }
     virtio_scsi_common_unrealize(dev);
-    virtio_scsi_dataplane_cleanup(s);
+    virtio_scsi_setup_cleanup(s);
 }
 
 /*
@@ -354,6 +368,7 @@ static void virtio_scsi_class_init(ObjectClass *klass, void *data)
     vdc->realize = virtio_scsi_device_realize;
     vdc->unrealize = virtio_scsi_device_unrealize;
     vdc->reset = virtio_scsi_reset;
+    vdc->queue_reset = virtio_scsi_queue_reset;
     vdc->get_features = virtio_scsi_get_features;
     vdc->set_config = virtio_scsi_set_config;
     vdc->pre_load_queues = virtio_scsi_pre_load_queues;

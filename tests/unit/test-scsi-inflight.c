@@ -1,6 +1,6 @@
 /*
- * Unit test of hw/scsi/scsi-inflight.c: lanes and visits, with real IOThreads
- * and no VM
+ * Unit test of hw/scsi/scsi-inflight.c: lanes, aborts and restarts, with real
+ * IOThreads, fake requests and no VM
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -12,6 +12,10 @@
 #include "hw/scsi/scsi.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
+#include "scsi/constants.h"
+#include "system/block-backend.h"
+#include "system/runstate.h"
+#include "hw/scsi/scsi-internal.h"
 #include "iothread.h"
 
 #define NUM_THREADS 3
@@ -85,46 +89,254 @@ static void test_foreign_context(void)
 }
 
 /*
- * Visits
+ * Fakes of the neighbours: a request is cancelled at once, or when its "I/O"
+ * ends, which is a bottom half of its own AioContext.
  */
 
-static void count_visit(SCSILane *lane, void *opaque)
-{
-    unsigned *visits = opaque;
+typedef struct FakeReq {
+    SCSIRequest req;
+    unsigned *ended;        /* of its lane */
+    bool slow;              /* I/O is under way */
+} FakeReq;
 
-    g_assert_true(lane->ctx == qemu_get_current_aio_context());
-    qatomic_inc(visits);
+static bool running;        /* the VM */
+
+bool runstate_is_running(void)
+{
+    return running;
 }
 
-static void test_visit_wait(void)
+void scsi_device_set_ua(SCSIDevice *d, SCSISense sense)
 {
-    unsigned visits = 0;
-    SCSIInflight f;
-
-    set_up(&f);
-    for (unsigned i = 1; i <= ROUNDS; i++) {
-        scsi_inflight_visit_wait(&f, count_visit, &visits);
-        g_assert_cmpuint(visits, ==, i * NUM_LANES);
-    }
-    tear_down(&f);
 }
 
-static void test_visit_one(void)
+SCSIRequest *scsi_req_ref(SCSIRequest *req)
 {
-    unsigned visits = 0;
-    SCSIInflight f;
+    req->refcount++;
+    return req;
+}
 
-    set_up(&f);
-    for (unsigned i = 0; i < NUM_LANES; i++) {
-        scsi_lane_visit(&f.lanes[i], count_visit, &visits);
+void scsi_req_unref(SCSIRequest *req)
+{
+    if (--req->refcount == 0) {
+        scsi_lane_remove(req->lane);
+        g_free(container_of(req, FakeReq, req));
     }
-    /* It is a bottom half even at home, or a caller might find itself in it */
-    while (qatomic_read(&visits) < NUM_LANES) {
-        aio_poll(qemu_get_aio_context(), false);
+}
+
+static void fake_end(void *opaque)
+{
+    FakeReq *fake = opaque;
+    SCSIRequest *req = &fake->req;
+
+    g_assert_true(req->ctx == qemu_get_current_aio_context());
+    g_assert_true(req->enqueued);
+    scsi_req_ref(req);
+    req->enqueued = false;
+    QTAILQ_REMOVE(&req->lane->requests, req, next);
+    scsi_req_unref(req);
+    if (req->retry) {
+        scsi_lane_count(&req->lane->parked, -1);
     }
-    scsi_inflight_visit_wait(&f, count_visit, &visits);
-    g_assert_cmpuint(visits, ==, 2 * NUM_LANES);
-    tear_down(&f);
+    ++*fake->ended;
+    notifier_list_notify(&req->cancel_notifiers, req);
+    scsi_req_unref(req);
+}
+
+void scsi_req_cancel_async(SCSIRequest *req, Notifier *notifier)
+{
+    FakeReq *fake = container_of(req, FakeReq, req);
+
+    g_assert_true(req->enqueued);
+    notifier_list_add(&req->cancel_notifiers, notifier);
+    if (req->io_canceled) {
+        return;
+    }
+    req->io_canceled = true;
+    if (fake->slow) {
+        aio_bh_schedule_oneshot(req->ctx, fake_end, fake);
+    } else {
+        fake_end(fake);
+    }
+}
+
+/* Restarted requests end soon, and well. */
+void scsi_req_restart(SCSIRequest *req)
+{
+    if (req->retry) {
+        req->retry = false;
+        scsi_lane_count(&req->lane->parked, -1);
+        aio_bh_schedule_oneshot(req->ctx, fake_end,
+                                container_of(req, FakeReq, req));
+    }
+}
+
+static void fake_submit(SCSILane *lane, uint32_t tag, bool slow, bool parked,
+                        unsigned *ended)
+{
+    FakeReq *fake = g_new0(FakeReq, 1);
+    SCSIRequest *req = &fake->req;
+
+    *fake = (FakeReq) {
+        .req = {
+            .lane = lane, .ctx = lane->ctx, .tag = tag, .refcount = 1,
+            .enqueued = true, .retry = parked,
+        },
+        .slow = slow,
+        .ended = ended,
+    };
+    notifier_list_init(&req->cancel_notifiers);
+    scsi_lane_add(lane);
+    scsi_lane_count(&lane->parked, parked);
+    QTAILQ_INSERT_TAIL(&lane->requests, req, next);
+}
+
+/*
+ * A LUN
+ */
+
+static void lun_set_up(SCSIDevice *d)
+{
+    memset(d, 0, sizeof(*d));
+    set_up(&d->inflight);
+    d->conf.blk = blk_new(qemu_get_aio_context(), 0, BLK_PERM_ALL);
+}
+
+static void lun_visit(void *opaque)
+{
+}
+
+static void lun_tear_down(SCSIDevice *d)
+{
+    /* Who has told us of the end may not be at its own end yet. */
+    aio_wait_bh_oneshot_all(contexts, NUM_LANES, lun_visit, NULL);
+    g_assert_true(scsi_inflight_is_idle(&d->inflight));
+    blk_unref(d->conf.blk);
+    tear_down(&d->inflight);
+}
+
+typedef struct Submit {
+    SCSIDevice *d;
+    bool slow;
+    bool parked;
+    unsigned ended[NUM_LANES];
+} Submit;
+
+static unsigned lane_index(const Submit *s)
+{
+    return scsi_inflight_lane_here(&s->d->inflight) - s->d->inflight.lanes;
+}
+
+/* Three commands in each lane; the tags say which lane it is. */
+static void submit_three(void *opaque)
+{
+    Submit *s = opaque;
+    unsigned i = lane_index(s);
+
+    for (unsigned n = 0; n < 3; n++) {
+        fake_submit(&s->d->inflight.lanes[i], 10 * i + n, s->slow, s->parked,
+                    &s->ended[i]);
+    }
+}
+
+static void submit_all(Submit *s)
+{
+    memset(s->ended, 0, sizeof(s->ended));
+    aio_wait_bh_oneshot_all(contexts, NUM_LANES, submit_three, s);
+}
+
+typedef struct Abort {
+    SCSIAbort abort;
+    Submit *submit;
+    uint32_t tag;
+    unsigned done;
+} Abort;
+
+static void abort_done(SCSIAbort *abort)
+{
+    Abort *a = container_of(abort, Abort, abort);
+
+    g_assert_true(qemu_get_current_aio_context() == qemu_get_aio_context());
+    a->done++;
+}
+
+static bool abort_match(const SCSIRequest *req, void *opaque)
+{
+    g_assert_true(req->ctx == qemu_get_current_aio_context());
+    return req->tag == ((Abort *)opaque)->tag;
+}
+
+static void run_abort(Abort *a, SCSIDevice *d, bool by_tag, bool cancel)
+{
+    a->done = 0;
+    a->abort = (SCSIAbort) {
+        .dev = d, .match = by_tag ? abort_match : NULL, .cancel = cancel,
+        .done = abort_done, .opaque = a,
+    };
+    scsi_device_abort(&a->abort);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, !a->done);
+    g_assert_cmpuint(a->done, ==, 1);
+    g_assert_cmpuint(d->inflight.aborts, ==, 0);
+}
+
+/* All that was cancelled has ended when done() is called, and nothing else. */
+static void test_abort(void)
+{
+    SCSIDevice d;
+    Submit s = { .d = &d };
+    Abort a;
+
+    lun_set_up(&d);
+    for (unsigned i = 0; i < ROUNDS / 10; i++) {
+        s.slow = i % 2;
+        s.parked = i % 3 == 0 && !s.slow;
+        submit_all(&s);
+
+        a.tag = 11; /* in lane 1 */
+        run_abort(&a, &d, true, false);
+        g_assert_true(a.abort.found);
+        g_assert_cmpuint(s.ended[1], ==, 0);
+        run_abort(&a, &d, true, true);
+        g_assert_true(a.abort.found);
+        g_assert_cmpuint(s.ended[1], ==, 1);
+        run_abort(&a, &d, true, true);
+        g_assert_false(a.abort.found);
+
+        run_abort(&a, &d, false, true);
+        g_assert_true(a.abort.found);
+        for (unsigned n = 0; n < NUM_LANES; n++) {
+            g_assert_cmpuint(s.ended[n], ==, 3);
+        }
+    }
+    lun_tear_down(&d);
+}
+
+/* Two at once, for commands that the other one has begun to cancel. */
+static void test_abort_twice(void)
+{
+    SCSIDevice d;
+    Submit s = { .d = &d, .slow = true };
+    Abort a[2];
+
+    lun_set_up(&d);
+    for (unsigned i = 0; i < ROUNDS / 10; i++) {
+        submit_all(&s);
+        for (unsigned n = 0; n < 2; n++) {
+            a[n].done = 0;
+            a[n].abort = (SCSIAbort) {
+                .dev = &d, .cancel = true, .done = abort_done,
+            };
+            scsi_device_abort(&a[n].abort);
+        }
+        AIO_WAIT_WHILE_UNLOCKED(NULL, d.inflight.aborts);
+        for (unsigned n = 0; n < 2; n++) {
+            g_assert_cmpuint(a[n].done, ==, 1);
+        }
+        for (unsigned n = 0; n < NUM_LANES; n++) {
+            g_assert_cmpuint(s.ended[n], ==, 3);
+        }
+    }
+    lun_tear_down(&d);
 }
 
 /* Somebody in an IOThread has found a LUN and goes on with it for a while. */
@@ -150,12 +362,12 @@ static void let_go(void *opaque)
     qatomic_set(&((Handler *)opaque)->go, true);
 }
 
-static void test_visit_waits_for_handlers(void)
+static void test_abort_waits_for_handlers(void)
 {
-    unsigned visits = 0;
-    SCSIInflight f;
+    SCSIDevice d;
+    Abort a;
 
-    set_up(&f);
+    lun_set_up(&d);
     for (unsigned i = 0; i < ROUNDS / 10; i++) {
         Handler h = { .ended = false };
 
@@ -165,70 +377,53 @@ static void test_visit_waits_for_handlers(void)
         }
         /* While the main loop waits, somebody else ends the handler. */
         aio_bh_schedule_oneshot(contexts[2], let_go, &h);
-        scsi_inflight_visit_wait(&f, count_visit, &visits);
+        run_abort(&a, &d, false, true);
         g_assert_true(h.ended);
     }
-    tear_down(&f);
+    lun_tear_down(&d);
 }
 
-/*
- * A handler that is inside a LUN runs the event loop.  Visits must not find it
- * half done.
- */
-typedef struct Nested {
-    SCSILane *lane;
-    bool running;       /* atomic */
-    bool under_way;     /* atomic; the visit */
-    unsigned visits;
-    bool ended;
-} Nested;
-
-static void run_event_loop(void *opaque)
+/* A purge waits, but not again for what the HBA has done already. */
+static void test_purge(void)
 {
-    Nested *n = opaque;
+    SCSIDevice d;
+    Submit s = { .d = &d, .slow = true };
 
-    n->lane->busy++;
-    qatomic_set(&n->running, true);
-    while (!qatomic_read(&n->under_way)) {
-        aio_poll(n->lane->ctx, false);
-    }
-    for (unsigned i = 0; i < 100; i++) {
-        aio_poll(n->lane->ctx, false);
-        g_assert_cmpuint(n->visits, ==, 0);
-    }
-    n->lane->busy--;
-    n->ended = true;
-}
-
-static void visit_nested(SCSILane *lane, void *opaque)
-{
-    Nested *n = opaque;
-
-    if (lane == n->lane) {
-        g_assert_true(n->ended);
-        g_assert_cmpuint(n->visits++, ==, 0);
-    } else if (lane->ctx == qemu_get_aio_context()) {
-        /* Our own lane comes last: the others have been sent for. */
-        qatomic_set(&n->under_way, true);
-    }
-}
-
-static void test_visit_not_nested(void)
-{
-    SCSIInflight f;
-
-    set_up(&f);
+    lun_set_up(&d);
     for (unsigned i = 0; i < ROUNDS / 10; i++) {
-        Nested n = { .lane = &f.lanes[1] };
-
-        aio_bh_schedule_oneshot(contexts[1], run_event_loop, &n);
-        while (!qatomic_read(&n.running)) {
-            g_thread_yield();
+        submit_all(&s);
+        d.purged = true;
+        scsi_device_purge_requests(&d, SENSE_CODE(RESET));
+        g_assert_false(scsi_inflight_is_idle(&d.inflight));
+        d.purged = false;
+        scsi_device_purge_requests(&d, SENSE_CODE(RESET));
+        for (unsigned n = 0; n < NUM_LANES; n++) {
+            g_assert_cmpuint(s.ended[n], ==, 3);
         }
-        scsi_inflight_visit_wait(&f, visit_nested, &n);
-        g_assert_cmpuint(n.visits, ==, 1);
     }
-    tear_down(&f);
+    lun_tear_down(&d);
+}
+
+/* Nobody is idle while requests are about to be restarted. */
+static void test_restart(void)
+{
+    SCSIDevice d;
+    Submit s = { .d = &d, .parked = true };
+
+    lun_set_up(&d);
+    for (unsigned i = 0; i < ROUNDS / 10; i++) {
+        submit_all(&s);
+        g_assert_true(scsi_inflight_is_idle(&d.inflight));
+        scsi_inflight_restart(&d.inflight);
+        g_assert_false(scsi_inflight_is_idle(&d.inflight));
+        while (!scsi_inflight_is_idle(&d.inflight)) {
+            aio_poll(qemu_get_aio_context(), false);
+        }
+        for (unsigned n = 0; n < NUM_LANES; n++) {
+            g_assert_cmpuint(s.ended[n], ==, 3);
+        }
+    }
+    lun_tear_down(&d);
 }
 
 /*
@@ -237,43 +432,26 @@ static void test_visit_not_nested(void)
  */
 
 typedef struct Worker {
-    SCSIInflight *f;
+    Submit *s;
     unsigned left;
     unsigned submitted;
-    unsigned completed;
 } Worker;
 
-typedef struct Purge {
-    unsigned purged[NUM_LANES];
-} Purge;
-
 static unsigned workers_running; /* atomic */
-
-static void request_end(SCSILane *lane, SCSIRequest *req)
-{
-    g_assert_true(req->lane == lane && req->enqueued);
-    QTAILQ_REMOVE(&lane->requests, req, next);
-    lane->live--;
-    g_free(req);
-}
 
 static void work(void *opaque)
 {
     Worker *w = opaque;
-    SCSILane *lane = scsi_inflight_lane_here(w->f);
+    unsigned i = lane_index(w->s);
+    SCSILane *lane = &w->s->d->inflight.lanes[i];
 
-    for (unsigned i = 0; i < 4; i++) {
-        SCSIRequest *req = g_new0(SCSIRequest, 1);
-
-        req->lane = lane;
-        req->enqueued = true;
-        lane->live++;
-        QTAILQ_INSERT_TAIL(&lane->requests, req, next);
+    for (unsigned n = 0; n < 4; n++) {
+        fake_submit(lane, n, w->left % 2, false, &w->s->ended[i]);
         w->submitted++;
     }
-    while (w->left % 3 == 0 && !QTAILQ_EMPTY(&lane->requests)) {
-        request_end(lane, QTAILQ_FIRST(&lane->requests));
-        w->completed++;
+    while (w->left % 3 == 0 && !QTAILQ_EMPTY(&lane->requests) &&
+           !QTAILQ_FIRST(&lane->requests)->io_canceled) {
+        fake_end(container_of(QTAILQ_FIRST(&lane->requests), FakeReq, req));
     }
     if (--w->left) {
         aio_bh_schedule_oneshot(lane->ctx, work, w);
@@ -283,58 +461,43 @@ static void work(void *opaque)
     }
 }
 
-static void purge_lane(SCSILane *lane, void *opaque)
-{
-    Purge *purge = opaque;
-    SCSIRequest *req, *next;
-    unsigned i;
-
-    for (i = 0; contexts[i] != lane->ctx; i++) {
-        /* which one is it? */
-    }
-    QTAILQ_FOREACH_SAFE(req, &lane->requests, next, next) {
-        request_end(lane, req);
-        purge->purged[i]++;
-    }
-    g_assert_cmpuint(lane->live, ==, 0);
-}
-
 static void test_purge_race(void)
 {
     Worker workers[NUM_LANES];
-    Purge purge = { 0 };
-    SCSIInflight f;
+    SCSIDevice d;
+    Submit s = { .d = &d };
 
-    set_up(&f);
+    lun_set_up(&d);
     workers_running = NUM_LANES;
     for (unsigned i = 0; i < NUM_LANES; i++) {
-        workers[i] = (Worker) { .f = &f, .left = ROUNDS };
+        workers[i] = (Worker) { .s = &s, .left = ROUNDS };
         aio_bh_schedule_oneshot(contexts[i], work, &workers[i]);
     }
     while (qatomic_read(&workers_running)) {
-        scsi_inflight_visit_wait(&f, purge_lane, &purge);
+        scsi_device_purge_requests(&d, SENSE_CODE(NO_SENSE));
     }
-    scsi_inflight_visit_wait(&f, purge_lane, &purge);
+    scsi_device_purge_requests(&d, SENSE_CODE(NO_SENSE));
 
     for (unsigned i = 0; i < NUM_LANES; i++) {
         g_assert_cmpuint(workers[i].submitted, ==, 4 * ROUNDS);
-        g_assert_cmpuint(workers[i].completed + purge.purged[i], ==,
-                         workers[i].submitted);
+        g_assert_cmpuint(s.ended[i], ==, workers[i].submitted);
     }
-    tear_down(&f);
+    lun_tear_down(&d);
 }
 
 int main(int argc, char **argv)
 {
+    bdrv_init();
     qemu_init_main_loop(&error_abort);
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/scsi-inflight/lanes", test_lanes);
     g_test_add_func("/scsi-inflight/foreign-context", test_foreign_context);
-    g_test_add_func("/scsi-inflight/visit-wait", test_visit_wait);
-    g_test_add_func("/scsi-inflight/visit-one", test_visit_one);
-    g_test_add_func("/scsi-inflight/visit-waits-for-handlers",
-                    test_visit_waits_for_handlers);
-    g_test_add_func("/scsi-inflight/visit-not-nested", test_visit_not_nested);
+    g_test_add_func("/scsi-inflight/abort", test_abort);
+    g_test_add_func("/scsi-inflight/abort-twice", test_abort_twice);
+    g_test_add_func("/scsi-inflight/abort-waits-for-handlers",
+                    test_abort_waits_for_handlers);
+    g_test_add_func("/scsi-inflight/purge", test_purge);
+    g_test_add_func("/scsi-inflight/restart", test_restart);
     g_test_add_func("/scsi-inflight/purge-race", test_purge_race);
     return g_test_run();
 }

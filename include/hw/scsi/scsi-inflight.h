@@ -3,7 +3,9 @@
  *
  * A LUN has one lane for each AioContext that may submit requests to it.  A
  * lane belongs to its AioContext, so nothing in it needs a lock; whoever wants
- * something of the requests in another lane goes there, by a bottom half.
+ * something of the requests in another lane goes there, by a bottom half.  As
+ * no call into a LUN runs the event loop, a bottom half never finds a request
+ * that somebody is in the middle of.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -16,6 +18,7 @@
 #include "block/aio.h"
 #include "qemu/queue.h"
 
+typedef struct SCSIDevice SCSIDevice;
 typedef struct SCSIRequest SCSIRequest;
 typedef QTAILQ_HEAD(SCSIRequestList, SCSIRequest) SCSIRequestList;
 
@@ -23,18 +26,13 @@ typedef QTAILQ_HEAD(SCSIRequestList, SCSIRequest) SCSIRequestList;
 typedef struct SCSILane {
     AioContext *ctx;            /* constant */
 
-    /*
-     * Some request waits for the VM to be resumed.  Atomic: set in ctx, taken
-     * by the main loop, which then has reason to visit.
-     */
-    bool waiting;
+    /* Written in ctx, or by the main loop while nobody works; see there */
+    unsigned live;              /* requests that exist, enqueued or not */
+    unsigned parked;            /* of these, wait for the VM to be resumed */
 
     /* Only in ctx */
-    SCSIRequestList requests;   /* in the order of scsi_req_enqueue() */
-    unsigned live;              /* requests that exist, enqueued or not */
-    unsigned cancelling;        /* those that I/O is being cancelled for */
-    unsigned busy;              /* calls into the LUN that haven't returned */
-    void *pin;                  /* keeps the LUN for these, see scsi-req.c */
+    SCSIRequestList requests;   /* from scsi_req_enqueue() until they end */
+    void *pin;                  /* keeps the LUN for these */
 } QEMU_ALIGNED(64) SCSILane;
 
 /** SCSIInflight: the lanes of a LUN */
@@ -43,13 +41,39 @@ typedef struct SCSIInflight {
     unsigned num;
     AioContext *const *contexts;    /* what lanes[i].ctx is, in fewer lines */
     SCSILane *lanes;
+
+    unsigned aborts;            /* under way; main loop only */
+    unsigned restarts;          /* lanes yet to be restarted; atomic */
 } SCSIInflight;
 
 /**
- * SCSILaneFunc: called in the AioContext of @lane; from scsi_lane_visit() never
- * in the middle of a call into the LUN, even if that runs the event loop
+ * SCSIAbort: what to do with the commands of a LUN, see scsi_device_abort()
+ *
+ * @dev: the LUN; the caller has a reference
+ * @match: tells whether a command is meant; called in the command's
+ *         AioContext.  NULL: all of them are
+ * @cancel: end these commands; false: only find them
+ * @reset: because the LUN is reset, which HBAs may tell the initiator
+ * @done: called in the main loop at the end, maybe before scsi_device_abort()
+ *        returns; @found is valid then
+ * @opaque: for @match and @done
+ * @found: a command was meant that hadn't ended
  */
-typedef void SCSILaneFunc(SCSILane *lane, void *opaque);
+typedef struct SCSIAbort SCSIAbort;
+struct SCSIAbort {
+    SCSIDevice *dev;
+    bool (*match)(const SCSIRequest *req, void *opaque);
+    bool cancel;
+    bool reset;
+    void (*done)(SCSIAbort *abort);
+    void *opaque;
+
+    bool found;
+
+    /* Main loop only */
+    unsigned unmarked;          /* lanes that haven't been visited */
+    unsigned left;              /* answers to come, two of each lane */
+};
 
 /**
  * scsi_inflight_init:
@@ -91,30 +115,90 @@ static inline SCSILane *scsi_inflight_lane_here(const SCSIInflight *f)
 }
 
 /**
- * scsi_lane_visit:
- * @lane: must stay until @fn has been called
- * @fn: called once in the lane's AioContext
- * @opaque: for @fn
+ * scsi_lane_count:
+ * @counter: live or parked of a lane
+ * @change: what to add
  *
- * Returns at once; @fn is called from a bottom half, even if the lane belongs
- * to the caller.
- *
- * Context: any thread.
+ * No atomic addition: nobody else writes.  Whoever reads the new value sees all
+ * that was done before.  Context: the lane's.
  */
-void scsi_lane_visit(SCSILane *lane, SCSILaneFunc *fn, void *opaque);
+static inline void scsi_lane_count(unsigned *counter, int change)
+{
+    qatomic_store_release(counter, *counter + change);
+}
 
 /**
- * scsi_inflight_visit_wait:
- * @f: lanes of a LUN
- * @fn: called once in every lane's AioContext
- * @opaque: for @fn
+ * scsi_inflight_is_idle:
+ * @f: lanes of a LUN that gets no new requests
  *
- * Returns when all calls have returned, and may run the main loop's event loop
- * meanwhile.  Whatever handlers were running in the other AioContexts at the
- * time of the call have ended then.
+ * Context: main loop, BQL held.
+ * Returns: true if all requests have ended or wait for the VM to be resumed,
+ * none is about to be restarted, and nobody is visiting the lanes.
+ */
+bool scsi_inflight_is_idle(const SCSIInflight *f);
+
+/**
+ * scsi_inflight_restart:
+ * @f: lanes of a LUN
+ *
+ * Go on with the requests that wait for the VM to be resumed, each in its own
+ * AioContext, from a bottom half.  Whoever takes the lanes away, or gives
+ * requests to other lanes, waits for scsi_inflight_is_idle() before.
  *
  * Context: main loop, BQL held.
  */
-void scsi_inflight_visit_wait(SCSIInflight *f, SCSILaneFunc *fn, void *opaque);
+void scsi_inflight_restart(SCSIInflight *f);
 
+/**
+ * scsi_device_abort:
+ * @abort: filled in by the caller; stays until its done() is called
+ *
+ * Visit every lane of the LUN, by a bottom half in its AioContext, and deal
+ * there with the commands that are meant.  done() is called when all that are
+ * to be cancelled have ended, and their initiator has been told (SAM-5, 7.2 to
+ * 7.7: the response to a task management function comes after those of the
+ * commands that it ended).  Handlers that were running in any of the
+ * AioContexts have ended by then.
+ *
+ * I/O that is under way isn't stopped.  But if all commands of the LUN are
+ * cancelled, those that a drain holds back, be it whose it may, end at once,
+ * and throttled ones are let go.  So done() never waits for anybody but the
+ * I/O of these commands.
+ *
+ * Context: main loop, BQL held.
+ */
+void scsi_device_abort(SCSIAbort *abort);
+
+/**
+ * scsi_device_pin:
+ * @d: an unpublished LUN all of whose requests have been cancelled
+ *
+ * An HBA may still hold references to some of these.  Let them keep @d, its bus
+ * and the HBA.  Context: main loop, BQL held.
+ */
+void scsi_device_pin(SCSIDevice *d);
+
+/**
+ * scsi_lane_add: a request exists. Context: the lane's.
+ * scsi_lane_remove: it doesn't any more. Context: the lane's.
+ */
+static inline void scsi_lane_add(SCSILane *lane)
+{
+    scsi_lane_count(&lane->live, 1);
+}
+
+void scsi_lane_unpin(SCSILane *lane);
+
+static inline void scsi_lane_remove(SCSILane *lane)
+{
+    scsi_lane_count(&lane->live, -1);
+    if (unlikely(lane->pin) && !lane->live) {
+        scsi_lane_unpin(lane);
+    }
+}
+
+/* TEMP */
+static inline void scsi_device_drained_begin(SCSIDevice *d) {}
+static inline void scsi_device_drained_end(SCSIDevice *d) {}
+static inline bool scsi_device_drained_poll(SCSIDevice *d) { return false; }
 #endif /* HW_SCSI_SCSI_INFLIGHT_H */

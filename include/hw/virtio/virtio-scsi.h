@@ -94,29 +94,6 @@ struct VirtIOSCSICommon {
     uint32_t sense_size;
 };
 
-/**
- * VirtIOSCSIMode: who serves the virtqueues
- *
- * Only the main loop changes the mode.  In STOPPED and FALLBACK every virtqueue
- * and every request belongs to the main loop.  In STARTED and STOPPING they
- * belong to the AioContext that they are mapped to.  They change hands in
- * STARTING and at the end of STOPPING, when nobody works on any of them.
- *
- * @VIRTIO_SCSI_STOPPED: no host notifier is set up; a kick is handled by the
- *                       thread that it comes from, with the BQL
- * @VIRTIO_SCSI_STARTING: host notifiers are being set up
- * @VIRTIO_SCSI_STARTED: host notifiers are attached, but for drains
- * @VIRTIO_SCSI_STOPPING: host notifiers are detached, requests settle
- * @VIRTIO_SCSI_FALLBACK: as STOPPED, because host notifiers can't be set up
- */
-typedef enum VirtIOSCSIMode {
-    VIRTIO_SCSI_STOPPED,
-    VIRTIO_SCSI_STARTING,
-    VIRTIO_SCSI_STARTED,
-    VIRTIO_SCSI_STOPPING,
-    VIRTIO_SCSI_FALLBACK,
-} VirtIOSCSIMode;
-
 typedef struct VirtIOSCSIQueue VirtIOSCSIQueue;
 typedef struct VirtIOSCSIEventNote VirtIOSCSIEventNote;
 
@@ -133,19 +110,28 @@ struct VirtIOSCSI {
     AioContext **contexts;      /* of the IOThreads that have a queue */
     unsigned num_contexts;      /* 0: the main loop does everything */
     QEMUBH *event_bh;           /* in the main loop: deliver event_notes */
+    QEMUBH *main_bh;            /* in the main loop: what is left to do */
+    VMChangeStateEntry *vmstate;
     VirtIORam ram;              /* while host notifiers are set up */
 
-    /* Written under the BQL, read from any thread; see VirtIOSCSIMode */
-    VirtIOSCSIMode mode;
-    bool drained;               /* leave requests in the rings for now */
-    unsigned resetting;         /* resets of LUNs or of all under way */
+    /*
+     * Two facts about the virtqueues.  Written under the BQL, read from any
+     * thread with qatomic_read(); they change when nobody works on a virtqueue.
+     *
+     * Request queues belong to the AioContexts that they are mapped to, and
+     * host notifiers are set up for all virtqueues; or all belong to the main
+     * loop, that is whoever holds the BQL.
+     */
+    bool in_contexts;
+    bool accepts_kicks;         /* or leave requests in the rings */
 
-    /* Written by the queues' AioContexts, read under the BQL */
-    unsigned num_active;        /* queues with counted set; atomic */
+    bool wants_main_loop;       /* set in any thread; atomic */
 
     /* Main loop only */
-    bool main_attached;         /* host notifiers of the fixed queues */
-    unsigned tmf_visits;        /* of task management functions, not back */
+    bool main_only;             /* until reset: the main loop owns all */
+    bool wants_start;           /* when a virtqueue has been reset */
+    bool in_ctrl;               /* the control queue's handler */
+    unsigned tmfs;              /* task management functions under way */
     bool events_dropped;        /* the event queue had no buffer left */
 
     /* Any thread; off the I/O path */

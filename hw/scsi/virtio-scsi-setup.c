@@ -1,0 +1,157 @@
+/*
+ * virtio SCSI host bus adapter: the request queues and their AioContexts, from
+ * the properties
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "qemu/memalign.h"
+#include "block/aio-wait.h"
+#include "hw/virtio/iothread-vq-mapping.h"
+#include "hw/virtio/virtio-bus.h"
+#include "virtio-scsi-internal.h"
+
+static bool setup_check(VirtIOSCSI *s, Error **errp)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+    VirtioBusClass *k =
+        VIRTIO_BUS_GET_CLASS(qdev_get_parent_bus(DEVICE(vdev)));
+    const char *prop = conf->iothread ? "iothread" : "iothread-vq-mapping";
+    g_autofree char *id = NULL;
+
+    if (conf->iothread && conf->iothread_vq_mapping_list) {
+        id = iothread_get_id(conf->iothread);
+        error_setg(errp, "iothread-vq-mapping and iothread=%s are both set; "
+                   "set only one of them, a mapping may have a single IOThread",
+                   id);
+        return false;
+    }
+    if (!conf->iothread && !conf->iothread_vq_mapping_list) {
+        return true;
+    }
+    if (!k->ioeventfd_assign || !k->set_guest_notifiers) {
+        error_setg(errp, "%s is set, but the transport %s has no ioeventfd; "
+                   "use another, such as virtio-scsi-pci, or leave %s out",
+                   prop,
+                   object_get_typename(OBJECT(qdev_get_parent_bus(DEVICE(s)))),
+                   prop);
+        return false;
+    }
+    if (!virtio_device_ioeventfd_enabled(vdev)) {
+        error_setg(errp, "%s is set, but ioeventfd is off; set ioeventfd=on, "
+                   "or leave %s out", prop, prop);
+        return false;
+    }
+    return true;
+}
+
+/* List each AioContext once, in the order of the first queue it serves. */
+static void setup_contexts(VirtIOSCSI *s, AioContext **by_queue)
+{
+    unsigned n = s->parent_obj.conf.num_queues;
+    g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
+
+    s->contexts = g_new(AioContext *, n);
+    for (unsigned i = 0; i < n; i++) {
+        if (g_hash_table_add(seen, by_queue[i])) {
+            s->contexts[s->num_contexts++] = by_queue[i];
+        }
+    }
+}
+
+static void setup_queues(VirtIOSCSI *s, AioContext **by_queue)
+{
+    unsigned n = s->parent_obj.conf.num_queues;
+
+    s->queues = qemu_memalign(__alignof__(*s->queues), n * sizeof(*s->queues));
+    for (unsigned i = 0; i < n; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        *q = (VirtIOSCSIQueue) {
+            .dev = s,
+            .index = i,
+            .ctx = by_queue ? by_queue[i] : qemu_get_aio_context(),
+        };
+        /*
+         * No reentrancy guard: there is one for the whole device, and it is
+         * not made for several threads.
+         */
+        q->more_bh = aio_bh_new_full(q->ctx, virtio_scsi_queue_more, q,
+                                     "virtio-scsi queue", NULL);
+        if (by_queue) {
+            q->ram_bh = aio_bh_new_full(q->ctx, virtio_scsi_queue_refresh_ram,
+                                        q, "virtio-scsi memory", NULL);
+        }
+    }
+}
+
+bool virtio_scsi_setup(VirtIOSCSI *s, Error **errp)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    g_autofree AioContext **by_queue = NULL;
+
+    if (!setup_check(s, errp)) {
+        return false;
+    }
+
+    if (conf->iothread_vq_mapping_list) {
+        by_queue = g_new(AioContext *, conf->num_queues);
+        if (!iothread_vq_mapping_apply(conf->iothread_vq_mapping_list,
+                                       by_queue, conf->num_queues, errp)) {
+            return false;
+        }
+    } else if (conf->iothread) {
+        by_queue = g_new(AioContext *, conf->num_queues);
+        for (unsigned i = 0; i < conf->num_queues; i++) {
+            by_queue[i] = iothread_get_aio_context(conf->iothread);
+        }
+        iothread_attach_user(conf->iothread);
+    }
+
+    if (by_queue) {
+        setup_contexts(s, by_queue);
+    }
+    setup_queues(s, by_queue);
+    s->main_bh = qemu_bh_new_guarded(virtio_scsi_main_bh, s,
+                                     &DEVICE(s)->mem_reentrancy_guard);
+    qatomic_set(&s->accepts_kicks, true);
+    return true;
+}
+
+static void setup_visit_bh(void *opaque)
+{
+}
+
+static void setup_delete_queues(VirtIOSCSI *s)
+{
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        g_clear_pointer(&s->queues[i].more_bh, qemu_bh_delete);
+        g_clear_pointer(&s->queues[i].ram_bh, qemu_bh_delete);
+    }
+    /* One of them may be running, but not any more when a visit is over. */
+    aio_wait_bh_oneshot_all(s->contexts, s->num_contexts, setup_visit_bh, NULL);
+    g_clear_pointer(&s->queues, qemu_vfree);
+}
+
+void virtio_scsi_setup_cleanup(VirtIOSCSI *s)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+
+    assert(virtio_scsi_queues_in_main_loop(s));
+    g_clear_pointer(&s->main_bh, qemu_bh_delete);
+    setup_delete_queues(s);
+
+    if (conf->iothread_vq_mapping_list) {
+        iothread_vq_mapping_cleanup(conf->iothread_vq_mapping_list);
+    } else if (conf->iothread) {
+        iothread_detach_user(conf->iothread);
+    }
+    g_clear_pointer(&s->contexts, g_free);
+    s->num_contexts = 0;
+}
