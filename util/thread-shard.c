@@ -9,15 +9,13 @@
 #include "qemu/osdep.h"
 #include "qemu/thread-shard.h"
 
-/* 0: none yet */
-static __thread unsigned mine;
-static unsigned given;
+QEMU_DEFINE_CO_TLS(unsigned, thread_shard_number)
 
-/* Not inline: a coroutine may go on in another thread between two calls. */
-unsigned thread_shard(void)
+unsigned thread_shard_first(void)
 {
-    if (unlikely(!mine)) {
-        mine = 1 + qatomic_fetch_inc(&given) % THREAD_SHARDS;
-    }
-    return mine - 1;
+    static unsigned given;
+    unsigned shard = qatomic_fetch_inc(&given) % THREAD_SHARDS;
+
+    set_thread_shard_number(shard + 1);
+    return shard;
 }

@@ -14,11 +14,18 @@
 #define QEMU_THREAD_SHARD_H
 
 #include "qemu/atomic.h"
+#include "qemu/coroutine-tls.h"
 
 #define THREAD_SHARDS 16
 
 /* Parts of a type that is as big as this don't share a cache line. */
 #define THREAD_SHARD_ALIGN 64
+
+/* This thread's number + 1; 0: none yet */
+QEMU_DECLARE_CO_TLS(unsigned, thread_shard_number)
+
+/* Give this thread its number. */
+unsigned thread_shard_first(void);
 
 /**
  * thread_shard:
@@ -27,10 +34,15 @@
  * of them have different ones.  More share them; so a part needs a lock or
  * atomic access, but nobody is likely to wait.
  *
- * Context: any thread.
- * Returns: a number from 0 to THREAD_SHARDS - 1, always the same.
+ * Context: any thread; a coroutine may go on in another one between two calls.
+ * Returns: a number from 0 to THREAD_SHARDS - 1, always the same for a thread.
  */
-unsigned thread_shard(void);
+static inline unsigned thread_shard(void)
+{
+    unsigned number = get_thread_shard_number();
+
+    return likely(number) ? number - 1 : thread_shard_first();
+}
 
 /**
  * ShardedInFlight: how many requests are in flight
