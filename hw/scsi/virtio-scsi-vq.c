@@ -555,9 +555,11 @@ static void queue_run(VirtIOSCSIQueue *q)
         virtio_queue_set_notification(q->vq, 0);
     }
     /* Submit all to the host kernel at once, and interrupt once. */
+    aio_handler_begin();
     defer_call_begin();
     more = queue_run_batch(q);
     defer_call_end();
+    aio_handler_end();
     if (switch_kicks) {
         virtio_queue_set_notification(q->vq, 1);
         /* The guest may have added some just before kicks were on again. */

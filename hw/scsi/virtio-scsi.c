@@ -294,6 +294,24 @@ static int virtio_scsi_pre_load_queues(VirtIODevice *vdev, uint32_t n)
     return n > VIRTIO_SCSI_VQ_NUM_FIXED + num_queues ? -EINVAL : 0;
 }
 
+/*
+ * Configuration space comes as the driver has seen it last, all zero if it has
+ * never looked; then the sizes are the default ones still.
+ */
+static void virtio_scsi_load_sizes(VirtIODevice *vdev)
+{
+    VirtIOSCSICommon *vs = VIRTIO_SCSI_COMMON(vdev);
+    const VirtIOSCSIConfig *c = (const VirtIOSCSIConfig *)vdev->config;
+    uint32_t cdb_size = virtio_ldl_p(vdev, &c->cdb_size);
+    uint32_t sense_size = virtio_ldl_p(vdev, &c->sense_size);
+
+    if (virtio_ldl_p(vdev, &c->num_queues) || cdb_size || sense_size) {
+        qatomic_set(&vs->cdb_size, MIN(cdb_size, VIRTIO_SCSI_MAX_CDB_SIZE));
+        qatomic_set(&vs->sense_size,
+                    MIN(sense_size, VIRTIO_SCSI_MAX_SENSE_SIZE));
+    }
+}
+
 static int virtio_scsi_load(QEMUFile *f, void *opaque, size_t size,
                             const VMStateField *field)
 {
@@ -305,8 +323,10 @@ static int virtio_scsi_load(QEMUFile *f, void *opaque, size_t size,
                      "num_queues is %" PRIu32 " here; num_queues and vectors "
                      "must be as on the source",
                      VIRTIO_SCSI_COMMON(opaque)->conf.num_queues);
+        return ret;
     }
-    return ret;
+    virtio_scsi_load_sizes(opaque);
+    return 0;
 }
 
 static int virtio_scsi_save(QEMUFile *f, void *opaque, size_t size,

@@ -197,8 +197,4 @@ static inline void scsi_lane_remove(SCSILane *lane)
     }
 }
 
-/* TEMP */
-static inline void scsi_device_drained_begin(SCSIDevice *d) {}
-static inline void scsi_device_drained_end(SCSIDevice *d) {}
-static inline bool scsi_device_drained_poll(SCSIDevice *d) { return false; }
 #endif /* HW_SCSI_SCSI_INFLIGHT_H */
