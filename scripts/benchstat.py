@@ -40,6 +40,8 @@ GOALS = [
          "blk", ">=", 1.0),
     goal("IOPS, 64K sequential reads, null-co", "null-seq-64k", "iops",
          "blk", ">=", 1.0),
+    goal("p99 while another disk is drained 50 times a second against without",
+         "drain-50", "p99", "ours", "<=", 1.1, base="drain-0"),
     goal("RSS, 16 queues x 1024, idle", "rss", "rss_idle", "stock", "<=", 1.05),
     goal("RSS, 16 queues x 1024, loaded", "rss", "rss_loaded",
          "stock", "<=", 1.05),

@@ -648,6 +648,23 @@ void virtio_scsi_cmd_save(QEMUFile *f, SCSIRequest *sreq)
     qemu_put_virtqueue_element(VIRTIO_DEVICE(q->dev), f, &req->elem);
 }
 
+/* The bus could not ask us about the data of a pass-through command before. */
+static bool cmd_load_cdb(VirtIOSCSIReq *req, SCSIRequest *sreq)
+{
+    SCSIDeviceClass *sc = SCSI_DEVICE_GET_CLASS(sreq->dev);
+    SCSICommand cmd = { .len = 0 };
+
+    if (!sc->parse_cdb) {
+        return true;
+    }
+    if (sc->parse_cdb(sreq->dev, &cmd, sreq->cmd.buf, sizeof(sreq->cmd.buf),
+                      req) < 0) {
+        return false;
+    }
+    sreq->cmd = cmd;
+    return true;
+}
+
 void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
 {
     VirtIOSCSI *s = container_of(sreq->bus, VirtIOSCSI, bus);
@@ -666,14 +683,10 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
     req->size = SIZE_MAX; /* not from the queue's pool */
     req->pin = NULL;
     if (cmd_parse(req, &s->queues[n], cmd_sizes(s)) < 0 ||
-        !cmd_fits_buffers(req, &sreq->cmd)) {
+        !cmd_load_cdb(req, sreq) || !cmd_fits_buffers(req, &sreq->cmd)) {
         error_report("virtio-scsi: migration stream has a request whose "
                      "buffers don't fit its headers");
         exit(EXIT_FAILURE);
-    }
-    if (((SCSIDeviceClass *)object_get_class(OBJECT(sreq->dev)))->parse_cdb) {
-        sreq->cmd.mode = req->mode;
-        sreq->cmd.xfer = req->data_size;
     }
     req->sreq = scsi_req_ref(sreq);
     virtio_scsi_count(&s->queues[n].stats.submitted, 1);

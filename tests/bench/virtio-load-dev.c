@@ -86,7 +86,7 @@ static void add_device(GString *args, const LoadOptions *o)
         o->scsi ? "" : ",\"drive\":\"disk0\"", mapping);
 
     add_arg(args, "-device", device);
-    for (unsigned i = 0; o->scsi && i < o->luns; i++) {
+    for (unsigned i = 0; o->scsi && i < o->luns + !!o->drains; i++) {
         add_disk(args, i);
     }
 }
@@ -110,6 +110,12 @@ static char *command_line(const Load *l)
         g_autofree char *blockdev = load_blockdev(o, i);
 
         add_arg(args, "-blockdev", blockdev);
+    }
+    if (o->drains) {
+        g_autofree char *beside =
+            g_strdup_printf("null-co,node-name=disk%u,read-zeroes=on", o->luns);
+
+        add_arg(args, "-blockdev", beside);
     }
     add_device(args, o);
     return g_string_free(args, false);

@@ -56,6 +56,7 @@ static const char help_text[] =
 "  --verify             write data that tell their block and generation, and\n"
 "                       compare what is read\n"
 "  --flood Q            all queues but Q are full, Q has one request in flight\n"
+"  --drains N           drain another disk of the controller N times a second\n"
 "  --pin                a CPU for each IOThread, another for the generator\n"
 "  --rss                print the memory QEMU takes\n"
 "  --hmp CMD            monitor command at the end of the measurement\n"
@@ -277,6 +278,11 @@ static void check_together(LoadOptions *o)
     if (o->flood >= (int)o->queues) {
         bad_opt("flood", flood, "must be a queue from 0 to %u", o->queues - 1);
     }
+    if (o->drains && !o->scsi) {
+        g_autofree char *drains = g_strdup_printf("%u", o->drains);
+
+        bad_opt("drains", drains, "needs --device scsi");
+    }
     if (o->flood >= 0 && o->rate) {
         bad_opt("flood", flood, "cannot be had with --rate");
     }
@@ -301,7 +307,7 @@ enum {
     OPT_INTERRUPTS, OPT_KICK, OPT_QUEUES, OPT_IOTHREADS, OPT_MAPPING, OPT_LUNS,
     OPT_OWN_LUN, OPT_DEPTH, OPT_RING_SIZE, OPT_BS, OPT_RW, OPT_PATTERN,
     OPT_REGION, OPT_RATE, OPT_SECONDS, OPT_WARMUP, OPT_BACKEND, OPT_POLL_NS,
-    OPT_VERIFY, OPT_FLOOD, OPT_PIN, OPT_RSS, OPT_HMP, OPT_HMP_BEFORE, OPT_EXEC,
+    OPT_VERIFY, OPT_FLOOD, OPT_DRAINS, OPT_PIN, OPT_RSS, OPT_HMP, OPT_HMP_BEFORE, OPT_EXEC,
     OPT_JSON, OPT_HISTOGRAM, OPT_HELP,
 };
 
@@ -331,6 +337,7 @@ static const struct option long_options[] = {
     { "poll-ns", required_argument, NULL, OPT_POLL_NS },
     { "verify", no_argument, NULL, OPT_VERIFY },
     { "flood", required_argument, NULL, OPT_FLOOD },
+    { "drains", required_argument, NULL, OPT_DRAINS },
     { "pin", no_argument, NULL, OPT_PIN },
     { "rss", no_argument, NULL, OPT_RSS },
     { "hmp", required_argument, NULL, OPT_HMP },
@@ -428,6 +435,9 @@ static bool load_option(LoadOptions *o, int opt, const char *name,
         return true;
     case OPT_FLOOD:
         o->flood = number(name, value, 0, LOAD_MAX_QUEUES);
+        return true;
+    case OPT_DRAINS:
+        o->drains = number(name, value, 1, 1000);
         return true;
     default:
         return false;

@@ -93,13 +93,13 @@ static void put_config(GString *s, const Load *l)
         "\"depth\": %u, \"ring_size\": %u, \"bs\": %u, \"write_percent\": %u, "
         "\"pattern\": \"%s\", \"rate\": %.0f, \"seconds\": %g, "
         "\"warmup\": %g, \"poll_ns\": %" PRId64 ", \"verify\": %s, "
-        "\"flood\": %d, \"pin\": %s}",
+        "\"flood\": %d, \"drains\": %u, \"pin\": %s}",
         o->scsi ? "scsi" : "blk", o->packed ? "packed" : "split",
         json_bool(o->indirect), json_bool(o->event_idx),
         json_bool(o->interrupts), l->kicks_by_eventfd ? "eventfd" : "qtest",
         o->queues, o->iothreads, o->luns, o->depth, o->ring_size, o->bs,
         o->write_percent, o->random ? "rand" : "seq", o->rate, o->seconds,
-        o->warmup, o->poll_ns, json_bool(o->verify), o->flood,
+        o->warmup, o->poll_ns, json_bool(o->verify), o->flood, o->drains,
         json_bool(o->pin));
 }
 

@@ -35,6 +35,32 @@ static void pump_until(Load *l, uint64_t end_ns)
     }
 }
 
+/* A resize drains the disk, even if it can't be done. */
+static void send_drain(Load *l)
+{
+    g_autofree char *node = g_strdup_printf("disk%u", l->o->luns);
+
+    qtest_qmp_send(l->qts, "{'execute': 'block_resize', 'arguments': "
+                   "{'node-name': %s, 'size': 4096}}", node);
+}
+
+static void pump_with_drains(Load *l, uint64_t end_ns)
+{
+    uint64_t period = 1000000000ULL / l->o->drains;
+    uint64_t next = load_now_ns();
+    unsigned sent = 0;
+
+    while (next < end_ns) {
+        send_drain(l);
+        sent++;
+        next += period;
+        pump_until(l, MIN(next, end_ns));
+    }
+    while (sent--) {
+        qobject_unref(qtest_qmp_receive(l->qts));
+    }
+}
+
 static void drain(Load *l)
 {
     l->phase = PHASE_DRAIN;
@@ -117,7 +143,11 @@ static void measure(Load *l)
     count_events(l, &kicks, &irqs);
     proc_read(&l->before, l->pid);
     l->measuring = true;
-    pump_until(l, l->before.wall_ns + l->o->seconds * 1e9);
+    if (l->o->drains) {
+        pump_with_drains(l, l->before.wall_ns + l->o->seconds * 1e9);
+    } else {
+        pump_until(l, l->before.wall_ns + l->o->seconds * 1e9);
+    }
     l->measuring = false;
     proc_read(&l->after, l->pid);
     count_events(l, &l->kicks, &l->irqs);

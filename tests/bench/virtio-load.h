@@ -48,6 +48,7 @@ typedef struct LoadOptions {
     int64_t poll_ns;        /* -1: QEMU's default */
     bool verify;
     int flood;              /* the queue that isn't flooded, or -1 */
+    unsigned drains;        /* of a disk beside, per second */
     bool pin;
     bool rss;
     bool json;
