@@ -452,7 +452,9 @@ int scsi_cdb_parse(int type, uint32_t blocksize, const uint8_t *cdb,
     CdbForm form;
     uint64_t xfer;
 
-    *cmd = (SCSICommand) { .lba = -1, .mode = SCSI_XFER_NONE };
+    *cmd = (SCSICommand) {
+        .lba = -1, .mode = SCSI_XFER_NONE, .blocksize = blocksize,
+    };
     if (!cdb_fetch(cmd, cdb, size)) {
         return -1;
     }

@@ -44,7 +44,9 @@
 int scsi_req_parse_cdb(SCSIDevice *d, SCSICommand *cmd, uint8_t *buf,
                        size_t buf_len)
 {
-    return scsi_cdb_parse(d->type, d->blocksize, buf, buf_len, cmd);
+    /* MODE SELECT may change it meanwhile; the command has one size. */
+    return scsi_cdb_parse(d->type, qatomic_read(&d->blocksize), buf, buf_len,
+                          cmd);
 }
 
 /**
