@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "block/aio-wait.h"
 #include "block/block_int.h"
+#include "block/blockjob_int.h"
 #include "block/throttle-groups.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
@@ -18,6 +19,7 @@
 #include "iothread.h"
 
 #define SECTOR      512
+#define SIZE        (1 << 20)
 #define PENDING     INT_MAX     /* no result yet */
 
 static BlockBackend *new_null_blk(void)
@@ -25,6 +27,7 @@ static BlockBackend *new_null_blk(void)
     QDict *options = qdict_new();
 
     qdict_put_str(options, "driver", "null-co");
+    qdict_put_int(options, "size", SIZE);
     return blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
 }
 
@@ -317,6 +320,164 @@ static void test_cancel_throttled(void)
     blk_unref(blk);
 }
 
+/*
+ * A mirror job in an IOThread: others' drains wait for it, cancelling doesn't
+ */
+
+typedef struct Mirror {
+    IOThread *iothread;
+    BlockBackend *blk;      /* of the source, as a device has it */
+    BlockDriverState *src;
+    Job *job;
+} Mirror;
+
+/* The target's flush: the second one, of the job's end, is held up. */
+static struct {
+    unsigned calls;         /* atomic */
+    bool active;            /* atomic */
+    Coroutine *co;
+} flush;
+
+static int coroutine_fn target_flush(BlockDriverState *bs)
+{
+    if (qatomic_fetch_inc(&flush.calls) == 1) {
+        flush.co = qemu_coroutine_self();
+        qatomic_store_release(&flush.active, true);
+        aio_wait_kick();
+        qemu_coroutine_yield();
+        qatomic_set(&flush.active, false);
+    }
+    return 0;
+}
+
+static BlockDriver bdrv_target = {
+    .format_name    = "target",
+    .bdrv_co_flush  = target_flush,
+};
+
+static void release_flush(void *opaque)
+{
+    aio_co_wake(flush.co);
+}
+
+static void mirror_begin(Mirror *m)
+{
+    BlockDriverState *target = bdrv_new_open_driver(&bdrv_target, "target",
+                                                    BDRV_O_RDWR, &error_abort);
+    AioContext *ctx;
+
+    m->iothread = iothread_new();
+    ctx = iothread_get_aio_context(m->iothread);
+    m->blk = new_null_blk();
+    m->src = blk_bs(m->blk);
+    bdrv_ref(m->src);
+    target->total_sectors = SIZE / BDRV_SECTOR_SIZE;
+    bdrv_try_change_aio_context(target, ctx, NULL, &error_abort);
+    g_assert_cmpint(blk_set_aio_context(m->blk, ctx, &error_abort), ==, 0);
+    flush.calls = 0;
+    mirror_start("job", m->src, target, NULL, JOB_DEFAULT, 0, 0, 0,
+                 MIRROR_SYNC_MODE_NONE, MIRROR_LEAVE_BACKING_CHAIN, false,
+                 BLOCKDEV_ON_ERROR_REPORT, BLOCKDEV_ON_ERROR_REPORT, false,
+                 NULL, MIRROR_COPY_MODE_BACKGROUND, &error_abort);
+    bdrv_unref(target);
+    WITH_JOB_LOCK_GUARD() {
+        m->job = job_get_locked("job");
+        g_assert_true(m->job->aio_context == ctx);
+    }
+    AIO_WAIT_WHILE_UNLOCKED(NULL, !job_is_ready(m->job));
+}
+
+/* Returns when the job's source is drained, and the flush held up. */
+static void mirror_complete_begin(Mirror *m)
+{
+    WITH_JOB_LOCK_GUARD() {
+        job_complete_locked(m->job, &error_abort);
+    }
+    AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_load_acquire(&flush.active));
+}
+
+static Job *find_job(void)
+{
+    JOB_LOCK_GUARD();
+    return job_get_locked("job");
+}
+
+static void mirror_end(Mirror *m)
+{
+    AIO_WAIT_WHILE_UNLOCKED(NULL, find_job());
+    bdrv_unref(m->src);
+    blk_unref(m->blk);
+    iothread_join(m->iothread);
+}
+
+/* Nothing is left of the job's requests when somebody else's drain is on. */
+static void test_mirror_flush(void)
+{
+    Mirror m;
+
+    mirror_begin(&m);
+    mirror_complete_begin(&m);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), release_flush, NULL);
+    bdrv_drained_begin(m.src);
+    g_assert_false(qatomic_read(&flush.active));
+    bdrv_drained_end(m.src);
+    mirror_end(&m);
+}
+
+/* What waits for the end of the flush is cancelled, and new requests are. */
+static void test_mirror_cancel(void)
+{
+    Mirror m;
+    Request queued = { .func = do_read };
+
+    mirror_begin(&m);
+    mirror_complete_begin(&m);
+    queued.blk = m.blk;
+    request_start_in(m.iothread, &queued);
+    g_assert_cmpint(queued.ret, ==, PENDING);
+    blk_cancel_begin(m.blk);
+    g_assert_cmpint(request_result(&queued), ==, -ECANCELED);
+    g_assert_cmpint(run_request(m.iothread, m.blk, do_read), ==, -ECANCELED);
+    g_assert_true(qatomic_read(&flush.active));
+    blk_cancel_end(m.blk);
+    g_assert_true(qatomic_read(&flush.active));
+    release_flush(NULL);
+    mirror_end(&m);
+}
+
+static void release_hold(void *opaque)
+{
+    Hold *hold = opaque;
+
+    qatomic_set(&hold->release, true);
+}
+
+/* The job was told to resume, and hasn't yet when a drain begins. */
+static void test_mirror_resume(void)
+{
+    Mirror m;
+    Hold hold = { .held = false };
+
+    mirror_begin(&m);
+    bdrv_drained_begin(m.src);
+    aio_bh_schedule_oneshot(iothread_get_aio_context(m.iothread), hold_bh,
+                            &hold);
+    while (!qatomic_read(&hold.held)) {
+        g_usleep(10);
+    }
+    bdrv_drained_end(m.src);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), release_hold, &hold);
+    bdrv_drained_begin(m.src);
+    WITH_JOB_LOCK_GUARD() {
+        g_assert_true(m.job->paused);
+        g_assert_false(m.job->busy);
+    }
+    bdrv_drained_end(m.src);
+    mirror_complete_begin(&m);
+    release_flush(NULL);
+    mirror_end(&m);
+}
+
 int main(int argc, char **argv)
 {
     bdrv_init();
@@ -329,5 +490,8 @@ int main(int argc, char **argv)
     g_test_add_func("/blk-drain/cancel-late", test_cancel_late);
     g_test_add_func("/blk-drain/cancel-medium", test_cancel_medium);
     g_test_add_func("/blk-drain/cancel-throttled", test_cancel_throttled);
+    g_test_add_func("/blk-drain/mirror-flush", test_mirror_flush);
+    g_test_add_func("/blk-drain/mirror-cancel", test_mirror_cancel);
+    g_test_add_func("/blk-drain/mirror-resume", test_mirror_resume);
     return g_test_run();
 }
