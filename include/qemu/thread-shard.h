@@ -14,6 +14,7 @@
 #define QEMU_THREAD_SHARD_H
 
 #include "qemu/atomic.h"
+#include "qemu/bitops.h"
 #include "qemu/coroutine-tls.h"
 
 #define THREAD_SHARDS 16
@@ -53,6 +54,7 @@ static inline unsigned thread_shard(void)
  * was already seen; the sum would be 0, though there never were none.
  */
 typedef struct ShardedInFlight {
+    unsigned long used;     /* atomic: a bit for each part that was ever used */
     struct {
         unsigned long begun;
         unsigned long ended;
@@ -63,14 +65,23 @@ typedef struct ShardedInFlight {
 /** sharded_in_flight_begin: one more. Context: any thread. */
 static inline void sharded_in_flight_begin(ShardedInFlight *f)
 {
-    qatomic_inc(&f->shard[thread_shard()].begun);
+    unsigned i = thread_shard();
+
+    /* The first one of a part has begun when everybody knows of the part. */
+    if (unlikely(qatomic_fetch_inc(&f->shard[i].begun) == 0)) {
+        qatomic_or(&f->used, BIT(i));
+    }
 }
 
 /** sharded_in_flight_end: one less. Context: any thread. */
 static inline void sharded_in_flight_end(ShardedInFlight *f)
 {
+    unsigned i = thread_shard();
+
     /* Pairs with the acquire in sharded_in_flight() */
-    qatomic_inc(&f->shard[thread_shard()].ended);
+    if (unlikely(qatomic_fetch_inc(&f->shard[i].ended) == 0)) {
+        qatomic_or(&f->used, BIT(i));
+    }
 }
 
 /**
@@ -84,17 +95,20 @@ static inline void sharded_in_flight_end(ShardedInFlight *f)
 static inline unsigned long sharded_in_flight(const ShardedInFlight *f)
 {
     unsigned long left = 0;
+    unsigned long used;
 
     /*
      * First what has ended, then what had begun.  Take the moment in between:
      * by then at least as many have ended as were read, and at most as many
-     * have begun as will be read.  If these are equal, so were those.
+     * have begun as will be read.  If these are equal, so were those.  A part
+     * that comes into use meanwhile may be left out of what has ended, but not
+     * of what had begun.
      */
-    for (unsigned i = 0; i < THREAD_SHARDS; i++) {
-        left -= qatomic_load_acquire(&f->shard[i].ended);
+    for (used = qatomic_read(&f->used); used; used &= used - 1) {
+        left -= qatomic_load_acquire(&f->shard[ctzl(used)].ended);
     }
-    for (unsigned i = 0; i < THREAD_SHARDS; i++) {
-        left += qatomic_read(&f->shard[i].begun);
+    for (used = qatomic_load_acquire(&f->used); used; used &= used - 1) {
+        left += qatomic_read(&f->shard[ctzl(used)].begun);
     }
     return left;
 }
