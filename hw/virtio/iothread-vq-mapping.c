@@ -6,6 +6,9 @@
  * Committing copies the plan out and marks the IOThreads as in use.  So an
  * error can never leave anything half done.
  *
+ * Written anew in the place of QEMU's file of this name, which is under
+ * GPL-2.0-only (Copyright Red Hat, Inc).
+ *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later

@@ -1,6 +1,9 @@
 /*
  * Assignment of a virtio device's queues to IOThreads
  *
+ * Written anew in the place of QEMU's file of this name, which is under
+ * GPL-2.0-only (Copyright Red Hat, Inc).
+ *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
