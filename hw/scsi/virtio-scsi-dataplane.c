@@ -315,6 +315,13 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     }
     qatomic_set(&s->accepts_kicks, false);
 
+    if (s->num_contexts && !s->main_only &&
+        virtio_device_dma_is_translated(vdev)) {
+        warn_report("virtio-scsi: an IOMMU translates the addresses of the "
+                    "device, so its virtqueues are served by the main loop "
+                    "and not by IOThreads");
+        s->main_only = true;
+    }
     if (!s->main_only) {
         ret = dataplane_set_notifiers(s);
         s->main_only = ret < 0;

@@ -528,6 +528,7 @@ static bool queue_run_batch(VirtIOSCSIQueue *q)
     VirtIOSCSIReq *req;
 
     for (int n = 0; n < CMD_BATCH; n++) {
+        virtio_ram_refresh(&q->ram);
         req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
         if (!req || !cmd_process(req, q, cmd_sizes(q->dev))) {
             return false;
@@ -550,7 +551,6 @@ static void queue_run(VirtIOSCSIQueue *q)
     bool switch_kicks = virtio_queue_get_notification(q->vq);
     bool more;
 
-    virtio_ram_refresh(&q->ram);
     if (switch_kicks) {
         virtio_queue_set_notification(q->vq, 0);
     }

@@ -392,6 +392,7 @@ static void virtio_scsi_class_init(ObjectClass *klass, void *data)
     vdc->get_features = virtio_scsi_get_features;
     vdc->set_config = virtio_scsi_set_config;
     vdc->pre_load_queues = virtio_scsi_pre_load_queues;
+    vdc->needs_main_loop = virtio_scsi_needs_main_loop;
     vdc->start_ioeventfd = virtio_scsi_dataplane_start;
     vdc->stop_ioeventfd = virtio_scsi_dataplane_stop;
 
