@@ -565,7 +565,8 @@ static void queue_run(VirtIOSCSIQueue *q)
         /* The guest may have added some just before kicks were on again. */
         more |= !virtio_queue_empty(q->vq);
     }
-    if (more) {
+    /* The main loop takes over soon, and looks at the ring. */
+    if (more && !qatomic_read(&q->dev->wants_main_loop)) {
         queue_run_later(q);
     }
 }
