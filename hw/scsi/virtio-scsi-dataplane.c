@@ -30,7 +30,9 @@ bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s)
 
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
 {
-    if (virtio_device_disabled((VirtIODevice *)s)) {
+    VirtIODevice *vdev = (VirtIODevice *)s; /* no cast at run time: hot path */
+
+    if (virtio_device_disabled(vdev)) {
         return false; /* see virtio_scsi_notify() */
     }
     if (!qatomic_read(&s->accepts_kicks)) {
@@ -39,7 +41,11 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
     if (qatomic_read(&s->in_contexts) || !s->num_contexts || s->main_only) {
         return true;
     }
-    virtio_device_start_ioeventfd(VIRTIO_DEVICE(s));
+    /* As after the handler; no other thread is to do it then. */
+    if (vdev->start_on_kick) {
+        virtio_set_started(vdev, true);
+    }
+    virtio_device_start_ioeventfd(vdev);
     return virtio_scsi_queues_in_main_loop(s);
 }
 
