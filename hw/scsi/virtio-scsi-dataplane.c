@@ -68,41 +68,6 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
 }
 
 /*
- * The guest's memory
- *
- * A queue that has nothing to do must not keep unplugged memory.  If the queue
- * belongs to the main loop, no view is there.
- */
-
-void virtio_scsi_queue_refresh_ram(void *opaque)
-{
-    VirtIOSCSIQueue *q = opaque;
-
-    if (q->attached) {
-        virtio_ram_refresh(&q->ram);
-    }
-}
-
-/*
- * It may be the virtqueues' own memory that is gone, so nobody is to look at
- * them.
- */
-static void dataplane_ram_changed(VirtIORam *ram)
-{
-    VirtIOSCSI *s = container_of(ram, VirtIOSCSI, ram);
-
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
-        VirtIOSCSIQueue *q = &s->queues[i];
-
-        if (q->ram_bh) {
-            qemu_bh_schedule(q->ram_bh);
-        } else {
-            virtio_scsi_queue_refresh_ram(q);
-        }
-    }
-}
-
-/*
  * Attach and detach host notifiers
  *
  * Both touch the virtqueue, so each is done in the AioContext that owns it.  A
@@ -117,8 +82,6 @@ static void dataplane_attach(void *opaque)
         VirtIOSCSIQueue *q = &s->queues[i];
 
         if (q->ctx == qemu_get_current_aio_context()) {
-            q->attached = true;
-            virtio_ram_refresh(&q->ram);
             q->own_kick = true; /* that comes with it */
             virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
         }
@@ -135,8 +98,6 @@ static void dataplane_detach(void *opaque)
         if (q->ctx == qemu_get_current_aio_context()) {
             virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
             qemu_bh_cancel(q->more_bh);
-            q->attached = false;
-            virtio_ram_drop(&q->ram);
         }
     }
 }
@@ -345,7 +306,6 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
      */
     virtio_scsi_settle(s);
     dataplane_rehome(s, true);
-    virtio_ram_start(&s->ram, vdev->dma_as, dataplane_ram_changed);
 
     qatomic_set(&s->accepts_kicks, true);
     dataplane_attach_all(s);
@@ -369,7 +329,6 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
     virtio_scsi_event_flush(s);
 
     /* No other thread has anything to do with our virtqueues from here on. */
-    virtio_ram_stop(&s->ram);
     dataplane_clear_host_notifiers(s, dataplane_total_queues(s));
     dataplane_rehome(s, false);
     dataplane_set_guest_notifiers(s, false);

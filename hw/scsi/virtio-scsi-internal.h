@@ -35,7 +35,6 @@
 typedef struct VirtIOSCSIReq {
     VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
     size_t size;                /* of the allocation */
-    VirtIORamPin *pin;          /* keeps the buffers' memory; may be NULL */
 
     /* From here on cleared for each command */
     VirtIOSCSIQueue *queue;
@@ -83,17 +82,12 @@ struct VirtIOSCSIQueue {
     VirtQueue *vq;
     AioContext *ctx;            /* the owner while in_contexts is set */
     QEMUBH *more_bh;            /* in ctx: call the handler again */
-    QEMUBH *ram_bh;             /* in ctx: the guest's memory has changed */
     unsigned index;             /* 0-based over the request queues */
-
-    /* Only in ctx */
-    bool attached;              /* the host notifier */
 
     /* Only the owner: ctx or the main loop, see VirtIOSCSI.in_contexts */
     bool running;               /* the handler */
     bool own_kick;              /* we have set the host notifier ourselves */
     unsigned filled;            /* used elements that the guest can't see yet */
-    VirtIORamView ram;
     SCSIPool pool;              /* for VirtIOSCSIReq */
 
     /* Written by the owner, read by anybody; a cache line of their own */
@@ -202,9 +196,6 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s);
  * Send the guest an interrupt if it wants one.  Context: the owner of @vq.
  */
 void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq);
-
-/** virtio_scsi_queue_refresh_ram: of a queue. Context: the queue's ctx. */
-void virtio_scsi_queue_refresh_ram(void *opaque);
 
 /**
  * virtio_scsi_needs_main_loop:

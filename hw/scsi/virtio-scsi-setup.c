@@ -84,10 +84,6 @@ static void setup_queues(VirtIOSCSI *s, AioContext **by_queue)
          */
         q->more_bh = aio_bh_new_full(q->ctx, virtio_scsi_queue_more, q,
                                      "virtio-scsi queue", NULL);
-        if (by_queue) {
-            q->ram_bh = aio_bh_new_full(q->ctx, virtio_scsi_queue_refresh_ram,
-                                        q, "virtio-scsi memory", NULL);
-        }
     }
 }
 
@@ -132,7 +128,6 @@ static void setup_delete_queues(VirtIOSCSI *s)
 {
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         g_clear_pointer(&s->queues[i].more_bh, qemu_bh_delete);
-        g_clear_pointer(&s->queues[i].ram_bh, qemu_bh_delete);
     }
     /* One of them may be running, but not any more when a visit is over. */
     aio_wait_bh_oneshot_all(s->contexts, s->num_contexts, setup_visit_bh, NULL);

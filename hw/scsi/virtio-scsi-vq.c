@@ -63,7 +63,6 @@ static size_t cmd_resp_size(const VirtIOSCSIReq *req)
 
 static void cmd_free(VirtIOSCSIReq *req, VirtIOSCSIQueue *q)
 {
-    virtio_ram_unpin(req->pin);
     g_free(req->own_iov);
     scsi_pool_put(&q->pool, req, req->size);
 }
@@ -105,11 +104,7 @@ static void queue_push(VirtIOSCSIQueue *q, const VirtQueueElement *elem,
 static void cmd_touch_data(VirtIOSCSIReq *req)
 {
     if (req->mode == SCSI_XFER_FROM_DEV) {
-        for (unsigned i = 0; i < req->elem.in_num; i++) {
-            virtio_ram_release(&req->queue->ram, req->pin,
-                               req->elem.in_addr[i],
-                               req->elem.in_sg[i].iov_len);
-        }
+        virtqueue_touch_element(req->queue->vq, &req->elem);
     }
 }
 
@@ -454,27 +449,7 @@ static void *queue_alloc(void *opaque, size_t size)
     VirtIOSCSIReq *req = scsi_pool_get(&q->pool, size);
 
     req->size = size;
-    req->pin = virtio_ram_pin(&q->ram);
     return req;
-}
-
-static void *queue_map(void *opaque, hwaddr addr, hwaddr *len, bool is_write)
-{
-    VirtIOSCSIQueue *q = opaque;
-
-    return virtio_ram_find(&q->ram, addr, len);
-}
-
-static bool queue_unmap(void *opaque, const VirtQueueElement *elem,
-                        hwaddr addr, size_t written)
-{
-    VirtIOSCSIQueue *q = opaque;
-    VirtIORamPin *pin = q->ram.pin;
-
-    if (elem) {
-        pin = container_of(elem, const VirtIOSCSIReq, elem)->pin;
-    }
-    return virtio_ram_release(&q->ram, pin, addr, written);
 }
 
 /* Any number of ours and the guest's are one, if nobody looks in between. */
@@ -498,15 +473,12 @@ static void queue_interrupt(void *opaque)
 
 static const VirtQueueOps queue_ops = {
     .alloc = queue_alloc,
-    .map = queue_map,
-    .unmap = queue_unmap,
     .kicked = queue_kicked,
     .interrupt = queue_interrupt,
 };
 
 void virtio_scsi_queue_init(VirtIOSCSIQueue *q)
 {
-    q->ram.ram = &q->dev->ram;
     scsi_pool_init(&q->pool, CMD_BLOCK_SIZE);
     virtio_queue_set_ops(q->vq, &queue_ops, q);
 }
@@ -528,7 +500,6 @@ static bool queue_run_batch(VirtIOSCSIQueue *q)
     VirtIOSCSIReq *req;
 
     for (int n = 0; n < CMD_BATCH; n++) {
-        virtio_ram_refresh(&q->ram);
         req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
         if (!req || !cmd_process(req, q, cmd_sizes(q->dev))) {
             return false;
@@ -682,7 +653,6 @@ void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
     }
     req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f, CMD_ALLOC_SIZE);
     req->size = SIZE_MAX; /* not from the queue's pool */
-    req->pin = NULL;
     if (cmd_parse(req, &s->queues[n], cmd_sizes(s)) < 0 ||
         !cmd_load_cdb(req, sreq) || !cmd_fits_buffers(req, &sreq->cmd)) {
         error_report("virtio-scsi: migration stream has a request whose "

@@ -10,6 +10,7 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
+#include "qemu/rcu.h"
 #include "hw/virtio/virtio-ram.h"
 #include "system/xen.h"
 
@@ -19,65 +20,125 @@ typedef struct RamRange {
     uint8_t *host;
     MemoryRegion *mr;
     hwaddr offset;          /* of start in mr */
+    unsigned refs;          /* atomic: lists, pins */
+    bool dead;              /* atomic: not in the current list any more */
 } RamRange;
 
-struct VirtIORamList {
-    unsigned refs;          /* atomic: the device, each pin */
+typedef struct RamList {
+    struct rcu_head rcu;
+    VirtIORam *ram;
     unsigned num;
-    RamRange ranges[];      /* the biggest first */
+    RamRange *ranges[];     /* the biggest first */
+} RamList;
+
+struct VirtIORamPin {
+    struct rcu_head rcu;
+    unsigned users;         /* owner; read by others when the range is dead */
+    RamRange *range;
+    VirtIORamPin *next;     /* RCU, changed with the lock */
+} QEMU_ALIGNED(64);
+
+struct VirtIORam {
+    MemoryListener listener;
+    unsigned refs;          /* BQL: the device, lists */
+    GArray *found;          /* BQL: ranges of the list being made */
+    RamList *list;          /* RCU, changed under the BQL */
+
+    QemuMutex lock;         /* the views that have pins, and these; see there */
+    QLIST_HEAD(, VirtIORamView) views;
 };
 
 /*
- * Lists
+ * Ranges and pins
  */
 
 /* In the main loop: memory regions are finalized with the BQL held. */
-static void list_free(void *opaque)
+static void range_free(void *opaque)
 {
-    VirtIORamList *list = opaque;
+    RamRange *range = opaque;
 
-    for (unsigned i = 0; i < list->num; i++) {
-        memory_region_unref(list->ranges[i].mr);
-    }
-    g_free(list);
+    memory_region_unref(range->mr);
+    g_free(range);
 }
 
-static void list_unref(VirtIORamList *list)
+static void range_unref(RamRange *range)
 {
-    if (list && qatomic_fetch_dec(&list->refs) == 1) {
-        aio_bh_schedule_oneshot(qemu_get_aio_context(), list_free, list);
+    if (qatomic_fetch_dec(&range->refs) == 1) {
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), range_free, range);
     }
 }
 
-static VirtIORamList *list_new(const GArray *found)
+static void pin_free(VirtIORamPin *pin)
 {
-    VirtIORamList *list = g_malloc(offsetof(VirtIORamList, ranges) +
-                                   found->len * sizeof(RamRange));
+    range_unref(pin->range);
+    qemu_vfree(pin);
+}
 
-    list->refs = 1;
-    list->num = found->len;
-    for (unsigned i = 0; i < list->num; i++) {
-        list->ranges[i] = g_array_index(found, RamRange, i);
-        memory_region_ref(list->ranges[i].mr);
+/*
+ * The owner may be looking at the pin, so it goes by RCU, and its range after
+ * it, so that the address of the range isn't that of another one before.
+ *
+ * Called with the lock.
+ */
+static void view_remove_pin(VirtIORamView *view, VirtIORamPin **at)
+{
+    VirtIORamPin *pin = *at;
+
+    qatomic_rcu_set(at, pin->next);
+    if (qatomic_read(&view->last) == pin) {
+        qatomic_set(&view->last, NULL);
     }
-    return list;
+    call_rcu(pin, pin_free, rcu);
 }
 
-static bool list_equals(const VirtIORamList *list, const GArray *found)
+/*
+ * Pins of dead ranges that no buffer is mapped by.  The owner takes care of the
+ * others: it has seen that they are dead when it unmaps the last buffer.  Who
+ * comes first is settled by the lock.
+ */
+static void view_remove_dead(VirtIORamView *view)
 {
-    return list && list->num == found->len &&
-           !memcmp(list->ranges, found->data, found->len * sizeof(RamRange));
+    VirtIORamPin **at = &view->pins;
+
+    while (*at) {
+        if (qatomic_read(&(*at)->range->dead) &&
+            !qatomic_read(&(*at)->users)) {
+            view_remove_pin(view, at);
+        } else {
+            at = &(*at)->next;
+        }
+    }
 }
 
-static void ram_publish(VirtIORam *ram, VirtIORamList *list)
+static void ram_unref(VirtIORam *ram)
 {
-    VirtIORamList *old;
+    if (--ram->refs == 0) {
+        qemu_mutex_destroy(&ram->lock);
+        g_free(ram);
+    }
+}
+
+/*
+ * Nobody uses the list any more.  Whoever maps a buffer from now on finds it in
+ * a newer one, and whoever unmaps one sees what is dead.
+ *
+ * Context: BQL held
+ */
+static void list_reclaim(RamList *list)
+{
+    VirtIORam *ram = list->ram;
+    VirtIORamView *view;
 
     WITH_QEMU_LOCK_GUARD(&ram->lock) {
-        old = ram->list;
-        qatomic_set(&ram->list, list);
+        QLIST_FOREACH(view, &ram->views, next) {
+            view_remove_dead(view);
+        }
     }
-    list_unref(old);
+    for (unsigned i = 0; i < list->num; i++) {
+        range_unref(list->ranges[i]);
+    }
+    g_free(list);
+    ram_unref(ram);
 }
 
 /*
@@ -116,20 +177,97 @@ static gint by_size(gconstpointer a, gconstpointer b)
     return x->size < y->size ? 1 : x->size > y->size ? -1 : 0;
 }
 
+static bool range_equals(const RamRange *a, const RamRange *b)
+{
+    return a->start == b->start && a->size == b->size && a->host == b->host &&
+           a->mr == b->mr && a->offset == b->offset;
+}
+
+/* The range of @list that is like @found, or a new one, with a reference */
+static RamRange *range_get(const RamList *list, const RamRange *found)
+{
+    RamRange *range;
+
+    for (unsigned i = 0; list && i < list->num; i++) {
+        range = list->ranges[i];
+        if (range_equals(range, found)) {
+            qatomic_inc(&range->refs);
+            return range;
+        }
+    }
+    range = g_memdup2(found, sizeof(*found));
+    range->refs = 1;
+    memory_region_ref(range->mr);
+    return range;
+}
+
+static RamList *list_new(VirtIORam *ram)
+{
+    GArray *found = ram->found;
+    RamList *list = g_malloc(offsetof(RamList, ranges) +
+                             found->len * sizeof(RamRange *));
+
+    ram->refs++;
+    list->ram = ram;
+    list->num = found->len;
+    for (unsigned i = 0; i < list->num; i++) {
+        list->ranges[i] = range_get(ram->list,
+                                    &g_array_index(found, RamRange, i));
+    }
+    return list;
+}
+
+static bool list_has(const RamList *list, const RamRange *range)
+{
+    for (unsigned i = 0; i < list->num; i++) {
+        if (list->ranges[i] == range) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool ram_is_as_found(const VirtIORam *ram)
+{
+    if (!ram->list || ram->list->num != ram->found->len) {
+        return false;
+    }
+    for (unsigned i = 0; i < ram->list->num; i++) {
+        if (!range_equals(ram->list->ranges[i],
+                          &g_array_index(ram->found, RamRange, i))) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void ram_commit(MemoryListener *listener)
 {
     VirtIORam *ram = container_of(listener, VirtIORam, listener);
+    RamList *old = ram->list;
+    RamList *list;
 
     g_array_sort(ram->found, by_size);
-    if (!list_equals(ram->list, ram->found)) {
-        ram_publish(ram, list_new(ram->found));
-        ram->changed(ram);
+    if (ram_is_as_found(ram)) {
+        return;
     }
+    list = list_new(ram);
+    qatomic_rcu_set(&ram->list, list);
+    if (!old) {
+        return;
+    }
+    for (unsigned i = 0; i < old->num; i++) {
+        if (!list_has(list, old->ranges[i])) {
+            qatomic_set(&old->ranges[i]->dead, true);
+        }
+    }
+    call_rcu(old, list_reclaim, rcu);
 }
 
-void virtio_ram_start(VirtIORam *ram, AddressSpace *as,
-                      void (*changed)(VirtIORam *ram))
+VirtIORam *virtio_ram_new(AddressSpace *as)
 {
+    VirtIORam *ram = g_new(VirtIORam, 1);
+
     GLOBAL_STATE_CODE();
 
     *ram = (VirtIORam) {
@@ -140,97 +278,160 @@ void virtio_ram_start(VirtIORam *ram, AddressSpace *as,
             .region_nop = ram_add,
             .commit = ram_commit,
         },
+        .refs = 1,
         .found = g_array_new(false, false, sizeof(RamRange)),
-        .changed = changed,
     };
     qemu_mutex_init(&ram->lock);
     memory_listener_register(&ram->listener, as);
+    return ram;
 }
 
-void virtio_ram_stop(VirtIORam *ram)
+void virtio_ram_delete(VirtIORam *ram)
 {
+    RamList *list;
+    VirtIORamView *view;
+
     GLOBAL_STATE_CODE();
 
     memory_listener_unregister(&ram->listener);
-    ram_publish(ram, NULL);
     g_array_free(ram->found, true);
-    qemu_mutex_destroy(&ram->lock);
+
+    WITH_QEMU_LOCK_GUARD(&ram->lock) {
+        while ((view = QLIST_FIRST(&ram->views))) {
+            while (view->pins) {
+                view_remove_pin(view, &view->pins);
+            }
+            QLIST_REMOVE(view, next);
+            *view = (VirtIORamView) { 0 };
+        }
+    }
+    list = ram->list;
+    qatomic_rcu_set(&ram->list, NULL);
+    if (list) {
+        call_rcu(list, list_reclaim, rcu);
+    }
+    ram_unref(ram);
 }
 
 /*
  * Views
  */
 
-void virtio_ram_unpin(VirtIORamPin *pin)
-{
-    if (pin && --pin->users == 0) {
-        list_unref(pin->list);
-        qemu_vfree(pin);
-    }
-}
-
-void virtio_ram_drop(VirtIORamView *view)
-{
-    virtio_ram_unpin(view->pin);
-    view->pin = NULL;
-}
-
-void virtio_ram_renew(VirtIORamView *view)
-{
-    VirtIORam *ram = view->ram;
-    VirtIORamList *list;
-
-    virtio_ram_drop(view);
-    WITH_QEMU_LOCK_GUARD(&ram->lock) {
-        list = ram->list;
-        if (list) {
-            qatomic_inc(&list->refs);
-        }
-    }
-    view->hint = 0;
-    if (list) {
-        view->pin = qemu_memalign(__alignof__(VirtIORamPin),
-                                  sizeof(VirtIORamPin));
-        *view->pin = (VirtIORamPin) { .list = list, .users = 1 };
-    }
-}
-
 /* The range that @addr is in, beginning with the one where the last was */
-static const RamRange *view_search(VirtIORamView *view,
-                                   const VirtIORamPin *pin, hwaddr addr)
+static RamRange *view_search(VirtIORamView *view, hwaddr addr, hwaddr *len)
 {
-    const VirtIORamList *list = pin ? pin->list : NULL;
+    const RamList *list = view->ram ? qatomic_rcu_read(&view->ram->list) : NULL;
     /* The hint may come from another list. */
     unsigned i = list && view->hint < list->num ? view->hint : 0;
 
     for (unsigned tries = 0; list && tries < list->num; tries++) {
-        const RamRange *range = &list->ranges[i];
+        RamRange *range = list->ranges[i];
 
         if (addr - range->start < range->size) {
             view->hint = i;
+            *len = MIN(*len, range->size - (addr - range->start));
             return range;
         }
-        i = (i + 1) % list->num;
+        i = i + 1 < list->num ? i + 1 : 0;
     }
     return NULL;
 }
 
-void *virtio_ram_find(VirtIORamView *view, hwaddr addr, hwaddr *len)
+/* Off the hot path: once for each range */
+static VirtIORamPin *view_add_pin(VirtIORamView *view, RamRange *range)
 {
-    const RamRange *range = view_search(view, view->pin, addr);
+    VirtIORamPin *pin = qemu_memalign(__alignof__(*pin), sizeof(*pin));
+
+    qatomic_inc(&range->refs);
+    WITH_QEMU_LOCK_GUARD(&view->ram->lock) {
+        if (!view->listed) {
+            view->listed = true;
+            QLIST_INSERT_HEAD(&view->ram->views, view, next);
+        }
+        *pin = (VirtIORamPin) { .range = range, .next = view->pins };
+        qatomic_rcu_set(&view->pins, pin);
+    }
+    return pin;
+}
+
+static VirtIORamPin *view_pin_of_range(VirtIORamView *view, RamRange *range)
+{
+    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
+
+    if (likely(pin && pin->range == range)) {
+        return pin;
+    }
+    for (pin = qatomic_rcu_read(&view->pins); pin;
+         pin = qatomic_rcu_read(&pin->next)) {
+        if (pin->range == range) {
+            break;
+        }
+    }
+    if (!pin) {
+        pin = view_add_pin(view, range);
+    }
+    qatomic_set(&view->last, pin);
+    return pin;
+}
+
+static bool pin_has_host(const VirtIORamPin *pin, uint8_t *host)
+{
+    return pin->users && host - pin->range->host >= 0 &&
+           host - pin->range->host < pin->range->size;
+}
+
+/* Ranges may come back with another host address, but not have the same. */
+static VirtIORamPin *view_pin_of_host(VirtIORamView *view, void *host)
+{
+    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
+
+    if (likely(pin && pin_has_host(pin, host))) {
+        return pin;
+    }
+    for (pin = qatomic_rcu_read(&view->pins); pin;
+         pin = qatomic_rcu_read(&pin->next)) {
+        if (pin_has_host(pin, host)) {
+            return pin;
+        }
+    }
+    return NULL; /* the device is gone */
+}
+
+void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len)
+{
+    RamRange *range = view_search(view, addr, len);
+
+    return range ? range->host + (addr - range->start) : NULL;
+}
+
+void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len)
+{
+    RamRange *range = view_search(view, addr, len);
+    VirtIORamPin *pin;
 
     if (!range) {
         return NULL;
     }
-    *len = MIN(*len, range->size - (addr - range->start));
+    pin = view_pin_of_range(view, range);
+    qatomic_set(&pin->users, pin->users + 1);
     return range->host + (addr - range->start);
+}
+
+static void view_unpin(VirtIORamView *view, VirtIORamPin *pin)
+{
+    qatomic_set(&pin->users, pin->users - 1);
+    if (unlikely(qatomic_read(&pin->range->dead)) && !pin->users) {
+        WITH_QEMU_LOCK_GUARD(&view->ram->lock) {
+            view_remove_dead(view);
+        }
+    }
 }
 
 /*
  * For invalidation only.  With a FlatView, as address_space_cache_init() makes
  * it, it would keep every device alive that was ever mapped beside.
  */
-static void range_changed(const RamRange *range, size_t offset, size_t len)
+static void range_changed(const RamRange *range, uint8_t *host, size_t len)
 {
     MemoryRegionCache cache = {
         .ptr = range->host,
@@ -240,16 +441,36 @@ static void range_changed(const RamRange *range, size_t offset, size_t len)
         .is_write = true,
     };
 
-    address_space_cache_invalidate(&cache, offset, len);
+    address_space_cache_invalidate(&cache, host - range->host, len);
 }
 
-bool virtio_ram_release(VirtIORamView *view, const VirtIORamPin *pin,
-                        hwaddr addr, size_t written)
+void virtio_ram_unmap(VirtIORamView *view, void *host, size_t written)
 {
-    const RamRange *range = view_search(view, pin, addr);
+    VirtIORamPin *pin = view_pin_of_host(view, host);
 
-    if (range && written) {
-        range_changed(range, addr - range->start, written);
+    if (pin) {
+        if (written) {
+            range_changed(pin->range, host, written);
+        }
+        view_unpin(view, pin);
     }
-    return range;
+}
+
+void virtio_ram_hand_over(VirtIORamView *view, void *host)
+{
+    VirtIORamPin *pin = view_pin_of_host(view, host);
+
+    if (pin) {
+        memory_region_ref(pin->range->mr);
+        view_unpin(view, pin);
+    }
+}
+
+void virtio_ram_written(VirtIORamView *view, void *host, size_t len)
+{
+    VirtIORamPin *pin = view_pin_of_host(view, host);
+
+    if (pin) {
+        range_changed(pin->range, host, len);
+    }
 }

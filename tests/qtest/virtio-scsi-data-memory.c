@@ -215,6 +215,25 @@ void test_unplug_in_flight(const DataConfig *cfg)
     data_end(d);
 }
 
+/* Requests in other memory don't keep what is unplugged while they wait. */
+void test_unplug_beside(const DataConfig *cfg)
+{
+    MqDev *d = data_begin(cfg);
+    g_autofree Arena *a = arena_new(d);
+
+    for (unsigned round = 0; round < 3; round++) {
+        Flight *f;
+
+        plug_dimm(d->qts, 0);
+        use_memory(d, DIMM_ADDR(0));
+        f = flight_begin(d, a, 0);
+        unplug_dimm(d->qts, 0);
+        wait_unmapped(d->qts);
+        flight_end(d, f, 0);
+    }
+    data_end(d);
+}
+
 /* Reset with requests in flight to memory that is gone */
 void test_unplug_reset(const DataConfig *cfg)
 {

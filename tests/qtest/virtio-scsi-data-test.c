@@ -524,6 +524,10 @@ static const struct {
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
           .needs = "pc-dimm", .args = DATA_DIMM_ARGS },
     }, {
+        "memory/unplug-beside", test_unplug_beside,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .needs = "pc-dimm", .args = DATA_DIMM_ARGS },
+    }, {
         "memory/unplug-in-flight-main-loop", test_unplug_in_flight,
         { .form = MQ_INDIRECT, .props = MODERN,
           .needs = "pc-dimm", .args = DATA_DIMM_ARGS },

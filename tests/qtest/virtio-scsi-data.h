@@ -168,6 +168,7 @@ void test_hotplug(const DataConfig *cfg);
 void test_unplug_idle(const DataConfig *cfg);
 void test_hotplug_across(const DataConfig *cfg);
 void test_unplug_in_flight(const DataConfig *cfg);
+void test_unplug_beside(const DataConfig *cfg);
 void test_unplug_reset(const DataConfig *cfg);
 void test_bar(const DataConfig *cfg);
 void test_bus_master(const DataConfig *cfg);

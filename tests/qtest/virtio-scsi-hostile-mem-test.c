@@ -165,7 +165,7 @@ static void test_error_interrupt(const void *opaque)
     uint8_t head[4] = { };
 
     set_polling(d, POLL_NS);
-    for (unsigned round = 0; round < 10 * ROUNDS; round++) {
+    for (unsigned round = 0; round < 3 * ROUNDS; round++) {
         aim_config_vector(d, mmio);
         for (unsigned i = 0; i < NUM_QUEUES; i++) {
             mq_post_raw(mq_queue(d, i), head, sizeof(head), NULL, 0,

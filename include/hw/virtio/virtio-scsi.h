@@ -14,7 +14,6 @@
 #include "chardev/char-fe.h"
 #include "hw/scsi/scsi.h"
 #include "hw/virtio/virtio.h"
-#include "hw/virtio/virtio-ram.h"
 #include "qapi/qapi-types-virtio.h"
 #include "qom/object.h"
 #include "system/iothread.h"
@@ -112,7 +111,6 @@ struct VirtIOSCSI {
     QEMUBH *event_bh;           /* in the main loop: deliver event_notes */
     QEMUBH *main_bh;            /* in the main loop: what is left to do */
     VMChangeStateEntry *vmstate;
-    VirtIORam ram;              /* while host notifiers are set up */
 
     /*
      * Two facts about the virtqueues.  Written under the BQL, read from any
