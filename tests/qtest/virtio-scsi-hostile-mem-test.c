@@ -189,7 +189,7 @@ static void test_error_interrupt(const void *opaque)
  * Rings
  */
 
-/* Request queue @i gets its rings at @addr, as the driver had set it up there. */
+/* Request queue @i gets its rings at @addr. */
 static void move_rings(MqDev *d, unsigned i, uint64_t addr)
 {
     QVirtioPCIDevice *pci = d->pci;

@@ -7,9 +7,9 @@
  * times for each request.
  *
  * Here a device has a list of the ranges of RAM that it sees.  A list never
- * changes; when the guest's memory does, there is a new one, and readers go over
- * to it by RCU.  Each virtqueue has a view with a pin for each range that it has
- * ever used: a reference to the range, and a plain count of the buffers that are
+ * changes; when the guest's memory does, there is a new one, and readers go
+ * over to it by RCU.  Each virtqueue has a view with a pin for each range that it
+ * has ever used: a reference to the range, and a plain count of the buffers
  * mapped there, which only the owner of the virtqueue changes.
  *
  * A range that isn't in the list any more is dead.  Its pin goes with the last
@@ -70,8 +70,8 @@ void virtio_ram_delete(VirtIORam *ram);
  * @len: bytes; updated if fewer of them are together in our memory
  *
  * Context: owner of @view, within rcu_read_lock().
- * Returns: where in our memory this writable RAM is, until rcu_read_unlock(); or
- * NULL.
+ * Returns: where in our memory this writable RAM is, until rcu_read_unlock();
+ * or NULL.
  */
 void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len);
 
