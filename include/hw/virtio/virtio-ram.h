@@ -8,8 +8,8 @@
  *
  * Here a device has a list of the ranges of RAM that it sees.  A list never
  * changes; when the guest's memory does, there is a new one, and readers go
- * over to it by RCU.  Each virtqueue has a view with a pin for each range that it
- * has ever used: a reference to the range, and a plain count of the buffers
+ * over to it by RCU.  Each virtqueue has a view with a pin for each range that
+ * it has ever used: a reference to the range, and a plain count of the buffers
  * mapped there, which only the owner of the virtqueue changes.
  *
  * A range that isn't in the list any more is dead.  Its pin goes with the last
