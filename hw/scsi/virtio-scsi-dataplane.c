@@ -244,7 +244,9 @@ static void dataplane_restart(VirtIOSCSI *s)
     g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
 
     for (unsigned i = 0; runstate_is_running() && i < luns->len; i++) {
-        scsi_inflight_restart(&SCSI_DEVICE(g_ptr_array_index(luns, i))->inflight);
+        SCSIDevice *d = g_ptr_array_index(luns, i);
+
+        scsi_inflight_restart(&d->inflight);
     }
 }
 
