@@ -272,6 +272,14 @@ static void dataplane_serve_all(VirtIOSCSI *s)
     }
 }
 
+static void dataplane_look_at_rings(VirtIOSCSI *s)
+{
+    qemu_bh_schedule(s->main_bh);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        qemu_bh_schedule(s->queues[i].more_bh);
+    }
+}
+
 int virtio_scsi_dataplane_start(VirtIODevice *vdev)
 {
     VirtIOSCSI *s = VIRTIO_SCSI(vdev);
@@ -309,8 +317,13 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     virtio_scsi_settle(s);
     dataplane_rehome(s, true);
 
-    qatomic_set(&s->accepts_kicks, true);
+    /*
+     * This waits, and nobody may want to stop us meanwhile.  So handlers that
+     * are called now do nothing, and are called again.
+     */
     dataplane_attach_all(s);
+    qatomic_set(&s->accepts_kicks, true);
+    dataplane_look_at_rings(s);
     dataplane_restart(s);
     return 0;
 }

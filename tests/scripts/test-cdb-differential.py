@@ -260,7 +260,8 @@ def build(work):
             with open(path, "w") as f:
                 f.write(source)
             source = path
-        include = (["-iquote", os.path.join(TOP, "include")]
+        # ours has a field more in SCSICommand, at its end
+        include = (["-iquote", os.path.join(TOP, "build/src/include")]
                    if name in ("ours", "driver") else [])
         run(compiler + include + flags
             + ["-c", source, "-o", os.path.join(work, name + ".o")], directory)
