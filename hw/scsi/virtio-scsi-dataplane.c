@@ -6,6 +6,7 @@
  * queues go where iothread or iothread-vq-mapping says.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ * In the place of QEMU's file of this name, which is GPL-2.0-or-later.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

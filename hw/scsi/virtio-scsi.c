@@ -3,6 +3,7 @@
  * model, the monitor and the SCSI bus see it
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ * In the place of QEMU's file of this name, which is GPL-2.0-or-later.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

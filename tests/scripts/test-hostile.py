@@ -58,7 +58,7 @@ class Stuck(Exception):
 class Machine:
     """QEMU with its QMP and qtest sockets, and guest memory that we share."""
 
-    def __init__(self, binary, controller, folder):
+    def __init__(self, binary, controller, folder, options=()):
         self.folder = folder
         self.slowest = {"register": 0, "QMP": 0}
         path = os.path.join(folder, "ram")
@@ -91,6 +91,7 @@ class Machine:
             self.vm.add_args("-device", self.disk(lun))
         self.vm.add_args("-device", '{"driver":"scsi-cd","id":"d3","bus":"vs.0",'
                          '"drive":"cd","scsi-id":0,"lun":3}')
+        self.vm.add_args(*options)
         self.vm.launch()
         self.qtest.accept()
         self.qtest.settimeout(PATIENCE)

@@ -4,8 +4,10 @@
  * What the transports (PCI, CCW, MMIO), vhost-scsi and vhost-user-scsi see.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ * In the place of QEMU's file of this name (IBM, Corp. 2010), which is
+ * GPL-2.0-only, and of the same names.
  *
- * SPDX-License-Identifier: GPL-2.0-or-later
+ * SPDX-License-Identifier: GPL-2.0-only
  */
 
 #ifndef QEMU_VIRTIO_SCSI_H
