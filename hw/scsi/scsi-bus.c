@@ -2,7 +2,7 @@
  * SCSI bus core: bus and device as QEMU's object model sees them
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
- * In the place of QEMU's file of this name, which has no notice, which is GPL-2.0-or-later.
+ * In the place of QEMU's file of this name; without notice: GPL-2.0-or-later.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
