@@ -106,10 +106,6 @@ int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
     return scsi_held_sense_get(&d->held_sense, buf, len, fixed);
 }
 
-static void bus_visit(void *opaque)
-{
-}
-
 /**
  * scsi_bus_wait_idle:
  * @bus: a bus whose HBA submits no new requests
@@ -127,7 +123,7 @@ void scsi_bus_wait_idle(SCSIBus *bus)
 
     /* Handlers that are running end, and later ones know that we wait. */
     qatomic_inc(&bus->idle_waiters);
-    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, bus_visit, NULL);
+    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
 
     for (unsigned i = 0; i < luns->len; i++) {
         SCSIDevice *d = g_ptr_array_index(luns, i);
@@ -150,7 +146,7 @@ void scsi_bus_wait_idle(SCSIBus *bus)
     }
 
     /* The callback of the last one may not have returned yet. */
-    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, bus_visit, NULL);
+    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
     qatomic_dec(&bus->idle_waiters);
 }
 

@@ -24,11 +24,6 @@
  * Kicks and interrupts
  */
 
-bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s)
-{
-    return !qatomic_read(&s->in_contexts);
-}
-
 bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
 {
     VirtIODevice *vdev = (VirtIODevice *)s; /* no cast at run time: hot path */
@@ -47,7 +42,7 @@ bool virtio_scsi_kick_is_ours(VirtIOSCSI *s)
         virtio_set_started(vdev, true);
     }
     virtio_device_start_ioeventfd(vdev);
-    return virtio_scsi_queues_in_main_loop(s);
+    return !s->in_contexts;
 }
 
 void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)

@@ -220,15 +220,6 @@ void virtio_scsi_main_bh(void *opaque);
  */
 void virtio_scsi_settle(VirtIOSCSI *s);
 
-/**
- * virtio_scsi_queues_in_main_loop:
- * @s: the device
- *
- * Context: main loop.
- * Returns: true if the request queues belong to the main loop at the moment.
- */
-bool virtio_scsi_queues_in_main_loop(VirtIOSCSI *s);
-
 /* virtio-scsi-vq.c */
 
 /**

@@ -120,17 +120,13 @@ bool virtio_scsi_setup(VirtIOSCSI *s, Error **errp)
     return true;
 }
 
-static void setup_visit_bh(void *opaque)
-{
-}
-
 static void setup_delete_queues(VirtIOSCSI *s)
 {
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         g_clear_pointer(&s->queues[i].more_bh, qemu_bh_delete);
     }
     /* One of them may be running, but not any more when a visit is over. */
-    aio_wait_bh_oneshot_all(s->contexts, s->num_contexts, setup_visit_bh, NULL);
+    aio_wait_bh_oneshot_all(s->contexts, s->num_contexts, NULL, NULL);
     g_clear_pointer(&s->queues, qemu_vfree);
 }
 
@@ -138,7 +134,7 @@ void virtio_scsi_setup_cleanup(VirtIOSCSI *s)
 {
     const VirtIOSCSIConf *conf = &s->parent_obj.conf;
 
-    assert(virtio_scsi_queues_in_main_loop(s));
+    assert(!s->in_contexts);
     g_clear_pointer(&s->main_bh, qemu_bh_delete);
     setup_delete_queues(s);
 

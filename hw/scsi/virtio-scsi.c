@@ -74,7 +74,7 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
     VirtIOSCSI *s = VIRTIO_SCSI(vdev);
     VirtIOSCSICommon *vs = VIRTIO_SCSI_COMMON(vdev);
 
-    assert(virtio_scsi_queues_in_main_loop(s));
+    assert(!s->in_contexts);
 
     bus_cold_reset(BUS(&s->bus));
 

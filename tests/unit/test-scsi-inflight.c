@@ -202,14 +202,10 @@ static void lun_set_up(SCSIDevice *d)
     d->conf.blk = blk_new(qemu_get_aio_context(), 0, BLK_PERM_ALL);
 }
 
-static void lun_visit(void *opaque)
-{
-}
-
 static void lun_tear_down(SCSIDevice *d)
 {
     /* Who has told us of the end may not be at its own end yet. */
-    aio_wait_bh_oneshot_all(contexts, NUM_LANES, lun_visit, NULL);
+    aio_wait_bh_oneshot_all(contexts, NUM_LANES, NULL, NULL);
     g_assert_true(scsi_inflight_is_idle(&d->inflight));
     blk_unref(d->conf.blk);
     tear_down(&d->inflight);
