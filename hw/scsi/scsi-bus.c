@@ -106,6 +106,21 @@ int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
     return scsi_held_sense_get(&d->held_sense, buf, len, fixed);
 }
 
+static unsigned bus_count_parked(const GPtrArray *luns)
+{
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < luns->len; i++) {
+        const SCSIInflight *f =
+            &((SCSIDevice *)g_ptr_array_index(luns, i))->inflight;
+
+        for (unsigned n = 0; n < f->num; n++) {
+            count += qatomic_read(&f->lanes[n].parked);
+        }
+    }
+    return count;
+}
+
 /**
  * scsi_bus_wait_idle:
  * @bus: a bus whose HBA submits no new requests
@@ -116,10 +131,12 @@ int scsi_device_get_sense(SCSIDevice *d, uint8_t *buf, int len, bool fixed)
  * I/O that is under way.  Runs the main loop's event loop meanwhile.
  *
  * Context: main loop, BQL held.
+ * Returns: true if more requests wait for the VM than before.
  */
-void scsi_bus_wait_idle(SCSIBus *bus)
+bool scsi_bus_wait_idle(SCSIBus *bus)
 {
     g_autoptr(GPtrArray) luns = scsi_bus_list(bus);
+    unsigned before = bus_count_parked(luns);
 
     /* Handlers that are running end, and later ones know that we wait. */
     qatomic_inc(&bus->idle_waiters);
@@ -148,6 +165,7 @@ void scsi_bus_wait_idle(SCSIBus *bus)
     /* The callback of the last one may not have returned yet. */
     aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
     qatomic_dec(&bus->idle_waiters);
+    return bus_count_parked(luns) > before;
 }
 
 GPtrArray *scsi_bus_list(SCSIBus *bus)

@@ -220,7 +220,10 @@ static int dataplane_set_notifiers(VirtIOSCSI *s)
  */
 void virtio_scsi_settle(VirtIOSCSI *s)
 {
-    scsi_bus_wait_idle(&s->bus);
+    /* If the VM is stopped, the LUNs themselves restart them when it goes on. */
+    if (scsi_bus_wait_idle(&s->bus) && runstate_is_running()) {
+        s->wants_restart = true;
+    }
     virtio_scsi_ctrl_settle(s);
 }
 
@@ -234,12 +237,14 @@ static void dataplane_rehome(VirtIOSCSI *s, bool in_contexts)
     qatomic_set(&s->in_contexts, in_contexts);
 }
 
-/* What has settled waits for the VM to be resumed; it may be running. */
+/* Go on with requests that wait for the VM although it was running. */
 static void dataplane_restart(VirtIOSCSI *s)
 {
     g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
+    bool wanted = s->wants_restart && runstate_is_running();
 
-    for (unsigned i = 0; runstate_is_running() && i < luns->len; i++) {
+    s->wants_restart = false;
+    for (unsigned i = 0; wanted && i < luns->len; i++) {
         SCSIDevice *d = g_ptr_array_index(luns, i);
 
         scsi_inflight_restart(&d->inflight);

@@ -88,6 +88,7 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
     /* The next driver may have better luck with host notifiers. */
     s->main_only = false;
     s->wants_start = false;
+    s->wants_restart = false;
     qatomic_set(&s->wants_main_loop, false);
 }
 

@@ -129,6 +129,7 @@ struct VirtIOSCSI {
 
     /* Main loop only */
     bool main_only;             /* until reset: the main loop owns all */
+    bool wants_restart;         /* requests that settled in a running VM */
     bool wants_start;           /* when a virtqueue has been reset */
     bool in_ctrl;               /* the control queue's handler */
     unsigned tmfs;              /* task management functions under way */
