@@ -220,7 +220,7 @@ static int dataplane_set_notifiers(VirtIOSCSI *s)
  */
 void virtio_scsi_settle(VirtIOSCSI *s)
 {
-    /* If the VM is stopped, the LUNs themselves restart them when it goes on. */
+    /* If the VM is stopped, the LUNs restart them when it goes on. */
     if (scsi_bus_wait_idle(&s->bus) && runstate_is_running()) {
         s->wants_restart = true;
     }
