@@ -99,7 +99,11 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
 static void virtio_scsi_queue_reset(VirtIODevice *vdev, uint32_t n)
 {
     VirtIOSCSI *s = VIRTIO_SCSI(vdev);
+    uint32_t num_queues = s->parent_obj.conf.num_queues;
 
+    if (n >= VIRTIO_SCSI_VQ_NUM_FIXED + num_queues) {
+        return; /* the driver may select any, and has nothing there */
+    }
     if (s->in_contexts) {
         virtio_bus_stop_ioeventfd(VIRTIO_BUS(qdev_get_parent_bus(DEVICE(s))));
         s->wants_start = true;
