@@ -90,12 +90,12 @@ static void any_bytes(Hostile *h, uint8_t *p, size_t len)
     }
 }
 
-/* Each addressing method; targets 0 and 1 have LUNs 0 to 2 */
+/* Each addressing method; most of the targets 0 and 1 have LUNs 0 to 2 */
 static void any_lun(Hostile *h, uint8_t *field)
 {
     static const uint8_t methods[] = { 0x00, 0x40, 0x40, 0x40, 0x80, 0xc1 };
 
-    shm_put_lun(field, below(h, 2), below(h, 3));
+    shm_put_lun(field, h->quick ? 0 : below(h, 3), h->quick ? 0 : below(h, 3));
     if (wrong(h)) {
         field[2] = PICK(h, methods) | (chance(h, 30) ? below(h, 64) : 0);
     }
@@ -107,7 +107,8 @@ static void any_lun(Hostile *h, uint8_t *field)
 static void any_cdb(Hostile *h, uint8_t *cdb, unsigned len)
 {
     memset(cdb, 0, len);
-    cdb[0] = wrong(h) ? below(h, 256) : PICK(h, opcodes);
+    cdb[0] = wrong(h) ? below(h, 256)
+                      : h->quick ? TEST_UNIT_READY : PICK(h, opcodes);
     if (cdb[0] == READ_10 || cdb[0] == WRITE_10 || cdb[0] == WRITE_SAME_10) {
         cdb[5] = below(h, 256);
         cdb[8] = below(h, 8);
@@ -116,7 +117,7 @@ static void any_cdb(Hostile *h, uint8_t *cdb, unsigned len)
         cdb[4] = 12;
     } else if (cdb[0] == START_STOP) {
         cdb[4] = below(h, 4);
-    } else {
+    } else if (cdb[0] != TEST_UNIT_READY) {
         cdb[4] = cdb[8] = cdb[13] = below(h, 256);
         cdb[1] = chance(h, 50) ? below(h, 256) : 0;
         cdb[2] = chance(h, 50) ? below(h, 256) : 0;

@@ -86,9 +86,9 @@ void hostile_report(Hostile *h, const char *why)
 {
     unsigned first = h->logged > LOG_ENTRIES ? h->logged - LOG_ENTRIES : 0;
 
-    fprintf(stderr, "hostile: %s: seed=%u round=%u odds=%u controller=%s, in "
-            "'%s'\n", why, h->seed, h->round, h->odds, h->controller,
-            h->watch.what);
+    fprintf(stderr, "hostile: %s: seed=%u round=%u odds=%u%s controller=%s, "
+            "in '%s'\n", why, h->seed, h->round, h->odds,
+            h->quick ? " quick" : "", h->controller, h->watch.what);
     for (unsigned i = first; i < h->logged; i++) {
         fprintf(stderr, "    %s\n", h->log[i % LOG_ENTRIES]);
     }
@@ -362,6 +362,7 @@ static void run_round(Hostile *h)
     g_rand_set_seed_array(h->rand, key, ARRAY_SIZE(key));
     h->logged = 0;
     h->odds = PICK(h, odds);
+    h->quick = chance(h, 25);
     acts = 6 + below(h, MAX_ACTS);
     hostile_set_up(h);
     for (unsigned i = 0; i < acts; i++) {

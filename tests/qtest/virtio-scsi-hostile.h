@@ -84,6 +84,7 @@ typedef struct Hostile {
     unsigned flags;     /* SHM_* of the honest driver */
     unsigned odds;      /* percent of what is wrong, in this round */
     bool packed;        /* negotiated by the hostile driver */
+    bool quick;         /* this round's commands are such that take no time */
     uint64_t arena;
     uint64_t other_bar; /* of OTHER_SLOT */
     HostileQueue queues[NUM_VQS];
