@@ -11,8 +11,8 @@
  * A run fails if QEMU dies, if it doesn't answer within --limit-ms, or if the
  * controller doesn't work after the reset.  It prints seed, round and the last
  * acts then.  What a round does depends on its seed and number only, so
- * --seed=S --first-round=R --rounds=1 does it again (when QEMU's threads do what
- * is another matter).
+ * --seed=S --first-round=R --rounds=1 does it again.  When QEMU's threads do
+ * what is another matter.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -136,7 +136,7 @@ static gint64 limit_us(OpKind kind)
     return kind == OP_OTHER ? MAX(limit, 10 * G_USEC_PER_SEC) : limit;
 }
 
-G_NORETURN static void hang(Hostile *h)
+static G_NORETURN void hang(Hostile *h)
 {
     pid_t pid = qtest_pid(h->qts);
 
@@ -150,8 +150,9 @@ G_NORETURN static void hang(Hostile *h)
             g_printerr("no backtrace\n");
         }
     }
-    kill(pid, SIGKILL);
     fflush(NULL);
+    /* Before the other thread finds that QEMU is gone, and calls it an abort */
+    kill(pid, SIGKILL);
     _exit(EXIT_HANG);
 }
 
