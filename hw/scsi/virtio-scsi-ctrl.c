@@ -109,6 +109,7 @@ static void tmf_finish(Tmf *tmf)
         virtio_scsi_lun_number(tmf->creq->req.tmf.lun),
         tmf->creq->req.tmf.tag, tmf->response);
     tmf->creq->dev->tmfs--;
+    virtio_scsi_push_late(tmf->creq->dev); /* the commands that it ended */
     ctrl_finish(tmf->creq, &resp, sizeof(resp));
     g_free(tmf);
 }

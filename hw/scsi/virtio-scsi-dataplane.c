@@ -349,6 +349,7 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
     dataplane_rehome(s, false);
     dataplane_set_guest_notifiers(s, false);
     qatomic_set(&s->accepts_kicks, true);
+    virtio_scsi_push_late(s);
 }
 
 /*
@@ -371,6 +372,7 @@ void virtio_scsi_main_bh(void *opaque)
     VirtIOSCSI *s = opaque;
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
+    virtio_scsi_push_late(s);
     if (!vdev->vm_running) {
         return; /* see virtio_scsi_vm_changed() */
     }

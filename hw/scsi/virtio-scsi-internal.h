@@ -32,13 +32,15 @@
  * Created, advanced, cancelled and completed in the AioContext that owns its
  * queue; the rest of QEMU gets at it only from there.
  */
-typedef struct VirtIOSCSIReq {
+struct VirtIOSCSIReq {
     VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
     size_t size;                /* of the allocation */
 
     /* From here on cleared for each command */
     VirtIOSCSIQueue *queue;
     SCSIRequest *sreq;          /* holds a reference */
+    QSIMPLEQ_ENTRY(VirtIOSCSIReq) late;
+    size_t written;             /* if it is in VirtIOSCSI.late */
 
     /* Data-out or data-in: what @data has behind @data_skip bytes */
     struct iovec *data;         /* part of @elem */
@@ -55,7 +57,7 @@ typedef struct VirtIOSCSIReq {
     VirtIOSCSICmdResp resp;
 
     VirtIOSCSICmdReq hdr;       /* last: the CDB follows */
-} VirtIOSCSIReq;
+};
 
 /**
  * VirtIOSCSIStats: what a queue has done since the device was realized
@@ -235,6 +237,18 @@ void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q);
 
 /** virtio_scsi_handle_cmd: a kick of a request queue. Context: its owner. */
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq);
+
+/**
+ * virtio_scsi_push_late:
+ * @s: the device
+ *
+ * Give commands back that have ended, and whose buffers aren't plain RAM.  May
+ * stop or reset the device.  Context: main loop, BQL held, no handler running.
+ */
+void virtio_scsi_push_late(VirtIOSCSI *s);
+
+/** virtio_scsi_drop_late: on reset, forget these. Context: BQL held. */
+void virtio_scsi_drop_late(VirtIOSCSI *s);
 
 /** virtio_scsi_queue_more: the rest of a batch. Context: the queue's ctx. */
 void virtio_scsi_queue_more(void *opaque);

@@ -114,6 +114,7 @@ bool virtio_scsi_setup(VirtIOSCSI *s, Error **errp)
         setup_contexts(s, by_queue);
     }
     setup_queues(s, by_queue);
+    QSIMPLEQ_INIT(&s->late);
     s->main_bh = qemu_bh_new_guarded(virtio_scsi_main_bh, s,
                                      &DEVICE(s)->mem_reentrancy_guard);
     qatomic_set(&s->accepts_kicks, true);

@@ -132,13 +132,50 @@ static void cmd_finish(VirtIOSCSIReq *req, uint8_t response, Stat64 *end)
 
     iov_from_buf(req->elem.in_sg, req->elem.in_num, 0, &req->resp,
                  sizeof(req->resp));
-    queue_push(q, &req->elem, written);
-
     if (req->sreq) {
         req->sreq->hba_private = NULL;
-        scsi_req_unref(req->sreq);
+        scsi_req_unref(g_steal_pointer(&req->sreq));
     }
+    if (unlikely(!req->elem.in_ram) && qemu_in_main_thread()) {
+        req->written = written;
+        QSIMPLEQ_INSERT_TAIL(&q->dev->late, req, late);
+        qemu_bh_schedule(q->dev->main_bh);
+        return;
+    }
+    queue_push(q, &req->elem, written);
     cmd_free(req, q);
+}
+
+/*
+ * Where there is no RAM, the guest may have put registers of ours: to push such
+ * an element may stop or reset the device.  So this is done when no handler and
+ * no callback is on the stack, and nobody waits for the command any more.
+ */
+void virtio_scsi_push_late(VirtIOSCSI *s)
+{
+    VirtIOSCSIReq *req;
+
+    while ((req = QSIMPLEQ_FIRST(&s->late))) {
+        VirtIOSCSIQueue *q = req->queue;
+
+        QSIMPLEQ_REMOVE_HEAD(&s->late, late);
+        WITH_RCU_READ_LOCK_GUARD() {
+            virtqueue_push(q->vq, &req->elem, req->written);
+        }
+        virtio_scsi_notify(s, q->vq);
+        cmd_free(req, q);
+    }
+}
+
+void virtio_scsi_drop_late(VirtIOSCSI *s)
+{
+    VirtIOSCSIReq *req;
+
+    while ((req = QSIMPLEQ_FIRST(&s->late))) {
+        QSIMPLEQ_REMOVE_HEAD(&s->late, late);
+        virtqueue_detach_element(req->queue->vq, &req->elem, 0);
+        cmd_free(req, req->queue);
+    }
 }
 
 /* Sense data stands behind the fixed part of the response. */

@@ -80,6 +80,7 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
 
     /* All commands are gone, so nothing holds up a TMF any longer. */
     virtio_scsi_ctrl_settle(s);
+    virtio_scsi_drop_late(s);
     virtio_scsi_event_reset(s);
 
     qatomic_set(&vs->cdb_size, VIRTIO_SCSI_CDB_DEFAULT_SIZE);
@@ -238,6 +239,7 @@ static void virtio_scsi_vm_changed(void *opaque, bool running, RunState state)
         qemu_bh_schedule(s->main_bh);
     } else {
         virtio_scsi_settle(s);
+        virtio_scsi_push_late(s);
     }
 }
 
@@ -280,6 +282,7 @@ static void virtio_scsi_device_unrealize(DeviceState *dev)
     qbus_set_hotplug_handler(BUS(&s->bus), NULL);
     g_clear_pointer(&s->vmstate, qemu_del_vm_change_state_handler);
     virtio_scsi_ctrl_settle(s);
+    virtio_scsi_drop_late(s);
     virtio_scsi_event_cleanup(s);
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         virtio_scsi_queue_cleanup(&s->queues[i]);
