@@ -283,7 +283,7 @@ static void device_vm_state_changed(void *opaque, bool running, RunState state)
     if (running) {
         SCSIDevice *d = opaque;
 
-        scsi_inflight_restart(&d->inflight);
+        scsi_inflight_restart(&d->inflight, false);
     }
 }
 

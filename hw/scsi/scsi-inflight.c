@@ -80,14 +80,22 @@ static GPtrArray *lane_list(SCSILane *lane)
 typedef struct LaneRestart {
     SCSIInflight *f;
     SCSILane *lane;
+    bool again;
 } LaneRestart;
 
 /* In the lane's AioContext */
 static void restart_bh(void *opaque)
 {
-    g_autofree LaneRestart *visit = opaque;
-    GPtrArray *reqs = lane_list(visit->lane);
+    LaneRestart *visit = opaque;
+    GPtrArray *reqs;
 
+    if (visit->again) {
+        /* After whatever has been scheduled, and may park a request */
+        visit->again = false;
+        aio_bh_schedule_oneshot(visit->lane->ctx, restart_bh, visit);
+        return;
+    }
+    reqs = lane_list(visit->lane);
     for (unsigned i = 0; i < reqs->len; i++) {
         scsi_req_restart(g_ptr_array_index(reqs, i));
     }
@@ -96,20 +104,23 @@ static void restart_bh(void *opaque)
     /* The lane may be gone from here on. */
     qatomic_fetch_dec(&visit->f->restarts);
     aio_wait_kick();
+    g_free(visit);
 }
 
-void scsi_inflight_restart(SCSIInflight *f)
+void scsi_inflight_restart(SCSIInflight *f, bool late)
 {
     GLOBAL_STATE_CODE();
 
     for (unsigned i = 0; i < f->num; i++) {
         LaneRestart *visit;
 
-        if (!qatomic_read(&f->lanes[i].parked)) {
+        if (!late && !qatomic_read(&f->lanes[i].parked)) {
             continue;
         }
         visit = g_new(LaneRestart, 1);
-        *visit = (LaneRestart) { .f = f, .lane = &f->lanes[i] };
+        *visit = (LaneRestart) {
+            .f = f, .lane = &f->lanes[i], .again = late,
+        };
         qatomic_inc(&f->restarts);
         aio_bh_schedule_oneshot(visit->lane->ctx, restart_bh, visit);
     }
@@ -146,9 +157,9 @@ static void abort_answer(SCSIAbort *abort)
     abort->dev->inflight.aborts--;
     if (abort_is_for_all(abort)) {
         blk_cancel_end(abort->dev->conf.blk);
-        if (runstate_is_running()) {
+        if (runstate_is_running() && qdev_is_realized(&abort->dev->qdev)) {
             /* Commands that came later, and were held back by that */
-            scsi_inflight_restart(&abort->dev->inflight);
+            scsi_inflight_restart(&abort->dev->inflight, true);
         }
     }
     abort->done(abort);

@@ -247,7 +247,7 @@ static void dataplane_restart(VirtIOSCSI *s)
     for (unsigned i = 0; wanted && i < luns->len; i++) {
         SCSIDevice *d = g_ptr_array_index(luns, i);
 
-        scsi_inflight_restart(&d->inflight);
+        scsi_inflight_restart(&d->inflight, false);
     }
 }
 

@@ -410,13 +410,46 @@ static void test_restart(void)
     for (unsigned i = 0; i < ROUNDS / 10; i++) {
         submit_all(&s);
         g_assert_true(scsi_inflight_is_idle(&d.inflight));
-        scsi_inflight_restart(&d.inflight);
+        scsi_inflight_restart(&d.inflight, false);
         g_assert_false(scsi_inflight_is_idle(&d.inflight));
         while (!scsi_inflight_is_idle(&d.inflight)) {
             aio_poll(qemu_get_aio_context(), false);
         }
         for (unsigned n = 0; n < NUM_LANES; n++) {
             g_assert_cmpuint(s.ended[n], ==, 3);
+        }
+    }
+    lun_tear_down(&d);
+}
+
+/* Whoever is about to park when the end is looked for is restarted, too. */
+static void park_later(void *opaque)
+{
+    Submit *s = opaque;
+    unsigned i = lane_index(s);
+
+    fake_submit(&s->d->inflight.lanes[i], i, false, true, &s->ended[i]);
+}
+
+static void test_restart_late(void)
+{
+    SCSIDevice d;
+    Submit s = { .d = &d };
+
+    lun_set_up(&d);
+    for (unsigned i = 0; i < ROUNDS / 10; i++) {
+        memset(s.ended, 0, sizeof(s.ended));
+        for (unsigned n = 0; n < NUM_LANES; n++) {
+            aio_bh_schedule_oneshot(contexts[n], park_later, &s);
+        }
+        scsi_inflight_restart(&d.inflight, true);
+        AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&d.inflight.restarts));
+        aio_wait_bh_oneshot_all(contexts, NUM_LANES, NULL, NULL);
+        while (!scsi_inflight_is_idle(&d.inflight)) {
+            aio_poll(qemu_get_aio_context(), false);
+        }
+        for (unsigned n = 0; n < NUM_LANES; n++) {
+            g_assert_cmpuint(s.ended[n], ==, 1);
         }
     }
     lun_tear_down(&d);
@@ -494,6 +527,7 @@ int main(int argc, char **argv)
                     test_abort_waits_for_handlers);
     g_test_add_func("/scsi-inflight/purge", test_purge);
     g_test_add_func("/scsi-inflight/restart", test_restart);
+    g_test_add_func("/scsi-inflight/restart-late", test_restart_late);
     g_test_add_func("/scsi-inflight/purge-race", test_purge_race);
     return g_test_run();
 }

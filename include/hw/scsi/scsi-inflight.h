@@ -140,6 +140,7 @@ bool scsi_inflight_is_idle(const SCSIInflight *f);
 /**
  * scsi_inflight_restart:
  * @f: lanes of a LUN
+ * @late: some may be about to wait, because they have just got -ECANCELED
  *
  * Go on with the requests that wait for the VM to be resumed, each in its own
  * AioContext, from a bottom half.  Whoever takes the lanes away, or gives
@@ -147,7 +148,7 @@ bool scsi_inflight_is_idle(const SCSIInflight *f);
  *
  * Context: main loop, BQL held.
  */
-void scsi_inflight_restart(SCSIInflight *f);
+void scsi_inflight_restart(SCSIInflight *f, bool late);
 
 /**
  * scsi_device_abort:
