@@ -320,6 +320,98 @@ static void test_cancel_throttled(void)
     blk_unref(blk);
 }
 
+#define RESTARTS    20000
+#define LEAVES      500
+
+typedef struct Reader {
+    BlockBackend *blk;
+    bool stop;          /* atomic */
+    unsigned running;   /* atomic */
+} Reader;
+
+static void coroutine_fn reader_entry(void *opaque)
+{
+    Reader *r = opaque;
+
+    while (!qatomic_read(&r->stop)) {
+        g_assert_cmpint(do_read(r->blk), ==, 0);
+    }
+    qatomic_dec(&r->running);
+    aio_wait_kick();
+}
+
+#define MEMBERS 2
+
+/*
+ * Members of one group, each with readers in an IOThread of its own, and limits
+ * so high that the group's timers expire after a microsecond.
+ */
+static void members_begin(IOThread **iothread, Reader *r)
+{
+    ThrottleConfig cfg;
+
+    throttle_config_init(&cfg);
+    cfg.buckets[THROTTLE_OPS_TOTAL].avg = 1000000;
+    for (unsigned i = 0; i < MEMBERS; i++) {
+        AioContext *ctx;
+
+        iothread[i] = iothread_new();
+        ctx = iothread_get_aio_context(iothread[i]);
+        r[i] = (Reader) { .blk = new_null_blk(), .running = THROTTLED };
+        g_assert_cmpint(blk_set_aio_context(r[i].blk, ctx, &error_abort), ==,
+                        0);
+        blk_io_limits_enable(r[i].blk, "fast");
+        blk_set_io_limits(r[i].blk, &cfg);
+    }
+    for (unsigned i = 0; i < MEMBERS; i++) {
+        for (unsigned j = 0; j < THROTTLED; j++) {
+            aio_co_enter(iothread_get_aio_context(iothread[i]),
+                         qemu_coroutine_create(reader_entry, &r[i]));
+        }
+    }
+}
+
+static void members_end(IOThread **iothread, Reader *r)
+{
+    for (unsigned i = 0; i < MEMBERS; i++) {
+        qatomic_set(&r[i].stop, true);
+        AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&r[i].running));
+        blk_io_limits_disable(r[i].blk);
+        blk_set_aio_context(r[i].blk, qemu_get_aio_context(), &error_abort);
+        blk_unref(r[i].blk);
+        iothread_join(iothread[i]);
+    }
+}
+
+/* The main loop restarts the queue while timers expire elsewhere. */
+static void test_throttle_restart(void)
+{
+    IOThread *iothread[MEMBERS];
+    Reader r[MEMBERS];
+
+    members_begin(iothread, r);
+    for (unsigned i = 0; i < RESTARTS; i++) {
+        throttle_group_restart_tgm(
+            &blk_get_public(r[i % MEMBERS].blk)->throttle_group_member);
+    }
+    members_end(iothread, r);
+}
+
+/* One member is drained, and leaves, while the other has always work to do. */
+static void test_throttle_leave(void)
+{
+    IOThread *iothread[MEMBERS];
+    Reader r[MEMBERS];
+
+    members_begin(iothread, r);
+    for (unsigned i = 0; i < LEAVES; i++) {
+        blk_drain(r[i % MEMBERS].blk);
+        blk_io_limits_disable(r[i % MEMBERS].blk);
+        blk_io_limits_enable(r[i % MEMBERS].blk, "fast");
+    }
+    members_end(iothread, r);
+}
+
 /*
  * A mirror job in an IOThread: others' drains wait for it, cancelling doesn't
  */
@@ -490,6 +582,8 @@ int main(int argc, char **argv)
     g_test_add_func("/blk-drain/cancel-late", test_cancel_late);
     g_test_add_func("/blk-drain/cancel-medium", test_cancel_medium);
     g_test_add_func("/blk-drain/cancel-throttled", test_cancel_throttled);
+    g_test_add_func("/blk-drain/throttle-restart", test_throttle_restart);
+    g_test_add_func("/blk-drain/throttle-leave", test_throttle_leave);
     g_test_add_func("/blk-drain/mirror-flush", test_mirror_flush);
     g_test_add_func("/blk-drain/mirror-cancel", test_mirror_cancel);
     g_test_add_func("/blk-drain/mirror-resume", test_mirror_resume);
