@@ -31,6 +31,7 @@ uint64_t any_address(Hostile *h, uint64_t right)
 {
     const uint64_t places[] = {
         h->other_bar, h->other_bar + 0x1000, h->dev->pci->bar.addr,
+        h->dev->pci->pdev->msix_table_bar.addr,
         0xfee00000, 0xfec00000, 0xfed00000, 0xa0000, 0xe0000, 0xfffc0000,
         h->mem.size - 16, h->mem.size - 4096, h->mem.size, 1ull << 40,
         UINT64_MAX - 511, 0,

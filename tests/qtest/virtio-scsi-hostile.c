@@ -292,6 +292,11 @@ static const Controller *pick_controller(uint32_t seed)
     LUN("scsi-hd", id, "\"drive\":\"" id "\",", target, lun, \
         ",\"share-rw\":true" more)
 #define POLICY(what) ",\"rerror\":\"" what "\",\"werror\":\"" what "\""
+#define LIMITED(node) \
+    " -object throttle-group,id=tg,x-iops-total=20" \
+    " -blockdev '{\"driver\":\"throttle\",\"node-name\":\"" node "\"," \
+    "\"throttle-group\":\"tg\",\"file\":{\"driver\":\"null-co\"," \
+    "\"size\":1048576}}'"
 #define FAILING(node) \
     " -blockdev '{\"driver\":\"blkdebug\",\"node-name\":\"" node "\"," \
     "\"image\":{\"driver\":\"null-co\",\"size\":1048576},\"inject-error\":[" \
@@ -312,9 +317,10 @@ static void start_qemu(Hostile *h, const char *options)
         NULL_CO("disk", "") NULL_CO("copy", ",latency-ns=2000000")
         NULL_CO("slow", ",latency-ns=5000000") NULL_CO("hot", "")
         NULL_CO("medium", ",read-only=on") FAILING("bad") FAILING("halt")
+        LIMITED("limited")
         DISK("disk", "0", "0", "") DISK("bad", "0", "1", POLICY("report"))
         DISK("slow", "0", "2", "") DISK("halt", "1", "2", POLICY("stop"))
-        DISK("hot", "1", "1", "")
+        DISK("hot", "1", "1", "") DISK("limited", "2", "1", "")
         LUN("scsi-cd", "cd", "\"drive\":\"medium\",", "1", "0", "")
         LUN("scsi-cd", "empty", "", "2", "0", ""),
         mem, PCI_SLOT, NUM_REQUEST_VQS, PICK(h, depths), options,
