@@ -309,11 +309,13 @@ static void clear_queue(ShmQueue *q)
     }
 }
 
-static void enable_queue(ShmDev *d, ShmQueue *q)
+void shm_enable_queue(ShmQueue *q)
 {
+    ShmDev *d = q->dev;
     QVirtioDevice *vdev = &d->pci->vdev;
 
     q->pci.vq.vdev = vdev;
+    vdev->bus->queue_select(vdev, q->pci.vq.index);
     clear_queue(q);
     shm_ring_init_events(q);
     if (q->msi) {
@@ -346,7 +348,7 @@ void shm_dev_start(ShmDev *d, unsigned flags)
         if (!d->vqs[i].dev) {
             alloc_queue(d, &d->vqs[i], i);
         }
-        enable_queue(d, &d->vqs[i]);
+        shm_enable_queue(&d->vqs[i]);
     }
     qvirtio_set_driver_ok(vdev);
 }

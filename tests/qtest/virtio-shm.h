@@ -165,6 +165,9 @@ void shm_probe(ShmDev *d);
  */
 void shm_dev_start(ShmDev *d, unsigned flags);
 
+/* Enable a queue that was reset alone, empty. */
+void shm_enable_queue(ShmQueue *q);
+
 /* Device reset.  The slots stay as they are until shm_dev_start(). */
 void shm_reset(ShmDev *d);
 void shm_free(ShmDev *d);
