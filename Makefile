@@ -93,7 +93,7 @@ check-backends: build ## files, qcow2, a loop device, NBD servers that go away: 
 	@scripts/deps run backends
 	@scripts/check-backends
 
-bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk
+bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk, fio
 	@scripts/deps bench
 	@scripts/build-qemu bench
 	@scripts/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')

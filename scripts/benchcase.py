@@ -18,7 +18,9 @@ SUBJECTS = {                        # name: (binary, device), in running order
     "ours": ("ours", "scsi"),
     "stock": ("stock", "scsi"),
     "blk": ("stock", "blk"),
+    "limit": ("fio", None),         # what the kernel can do: files only
 }
+QEMUS = tuple(name for name in SUBJECTS if name != "limit")
 
 # Options of virtio-load. A deep queue has DEEP requests in flight all the time.
 # No interrupts: without KVM the main loop would have to deliver each, and take
@@ -29,13 +31,18 @@ DEFAULTS = {"backend": "null-co", "queues": 1, "iothreads": 1, "depth": DEEP,
 
 # A file with O_DIRECT; which one and how, FileBackend says.
 IMAGE_SIZE = 512 << 20
+RAM = "/dev/shm"                # of cases in which no device hides the cost
 
-Case = collections.namedtuple("Case", "name title options subjects core aio")
+Case = collections.namedtuple("Case",
+                              "name title options subjects core aio ram")
 
 
-def case(name, title, core=False, aio=None, subjects=tuple(SUBJECTS), **options):
-    """`core`: a goal or the cost model needs it, so it runs in every round."""
-    return Case(name, title, dict(DEFAULTS, **options), subjects, core, aio)
+def case(name, title, core=False, aio=None, ram=False, subjects=None, **options):
+    """`core`: a goal or the cost model needs it, so it runs in every round.
+    `aio`: it uses a file, and fio shows the limit. `ram`: the file is in RAM."""
+    if not subjects:
+        subjects = tuple(SUBJECTS) if aio else QEMUS
+    return Case(name, title, dict(DEFAULTS, **options), subjects, core, aio, ram)
 
 
 def file_cases():
@@ -50,6 +57,19 @@ def file_cases():
                                    aio, name.upper(), rw,
                                    "depth 1" if depth == 1 else "deep"),
                                core, aio, bs=size, rw=rw, depth=depth)
+
+
+def ram_cases():
+    """4K in a file in RAM: all that is left is the way there."""
+    for aio in ("native", "io_uring"):
+        title = "file in RAM, %s, 4K " % aio
+        yield case("ram-%s" % aio, title + "read", True, aio, True)
+        yield case("ram-%s-nopoll" % aio, title + "read, no polling", True, aio,
+                   True, poll_ns=0)
+        yield case("ram-%s-write" % aio, title + "write", False, aio, True,
+                   rw="write")
+        yield case("ram-%s-2" % aio, title + "read, 2 IOThreads, one LUN", False,
+                   aio, True, queues=2, iothreads=2)
 
 
 def all_cases(count_of_cores):
@@ -67,6 +87,7 @@ def all_cases(count_of_cores):
              # a pool of threads takes whatever it gets: all is in flight
              subjects=("ours", "stock"), queues=16, depth=1024, ring_size=1024,
              indirect=True, aio="threads", rss=True),
+        *ram_cases(),
         *file_cases(),
         case("io_uring-2", "file io_uring, 4K read, 2 IOThreads, one LUN",
              aio="io_uring", queues=2, iothreads=2),
@@ -115,8 +136,8 @@ def command(load, binary, device, options, seconds):
     return words
 
 
-def run(words, timeout):
-    """Run the generator; its report as a dictionary, or a Problem."""
+def output(words, timeout):
+    """Run a program; what it prints, or a Problem."""
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
@@ -132,6 +153,12 @@ def run(words, timeout):
         ended = ("signal %d" % -process.returncode if process.returncode < 0
                  else "status %d" % process.returncode)
         raise Problem("%s: %s" % (ended, (said or lines or ["no message"])[-1]))
+    return "\n".join(lines)
+
+
+def run(words, timeout):
+    """Run the generator; its report as a dictionary, or a Problem."""
+    lines = output(words, timeout).splitlines()
     try:
         return json.loads(lines[-1])
     except (IndexError, ValueError):
@@ -214,9 +241,13 @@ class FileBackend:
     """The file that cases with `aio` use. It is written, not only allocated:
     reads of blocks that were never written don't reach the disk."""
 
-    def __init__(self, folder, qemu_io):
-        self.path = os.path.join(folder, "disk.img")
+    def __init__(self, folder, qemu_io, name="disk.img"):
+        self.path = os.path.join(folder, name)
         self.qemu_io = qemu_io
+
+    def remove(self):
+        if os.path.exists(self.path):
+            os.unlink(self.path)
 
     def option(self, aio):
         return "file:%s:aio=%s:direct" % (self.path, aio)
@@ -254,13 +285,35 @@ class FileBackend:
         return None
 
 
-def use_files(args, cases):
-    """Give cases with `aio` their file; [(case, why this machine can't)]."""
-    backend = FileBackend(args.out, os.path.join(
-        os.path.dirname(os.path.realpath(args.binary)), "qemu-io"))
-    reasons = {aio: backend.why_not(aio)
-               for aio in sorted({c.aio for c in cases if c.aio})}
-    for one in cases:
-        if one.aio:
-            one.options["backend"] = backend.option(one.aio)
-    return [(c, reasons[c.aio]) for c in cases if reasons.get(c.aio)]
+class Files:
+    """The files of all cases; that in RAM goes when it isn't needed any more."""
+
+    def __init__(self, args):
+        qemu_io = os.path.join(os.path.dirname(os.path.realpath(args.binary)),
+                               "qemu-io")
+        self.disk = FileBackend(args.out, qemu_io)
+        self.ram = FileBackend(RAM, qemu_io,
+                               "virtio-scsi-bench-%d.img" % os.getpid())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.ram.remove()
+
+    def of(self, one):
+        return self.ram if one.ram else self.disk
+
+    def give(self, cases):
+        """Tell cases with `aio` their file; [(case, why it can't be)]."""
+        reasons = {}
+        skipped = []
+        for one in (c for c in cases if c.aio):
+            key = one.aio, one.ram
+            if key not in reasons:
+                reasons[key] = self.of(one).why_not(one.aio)
+            if reasons[key]:
+                skipped.append((one, reasons[key]))
+            else:
+                one.options["backend"] = self.of(one).option(one.aio)
+        return skipped

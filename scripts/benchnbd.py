@@ -52,7 +52,7 @@ def nbd_cases():
                 yield Case("%s-%s-%s" % (server, rw, name),
                            "%s, 4K %s, %s" % (server, rw, title), options,
                            ("ours", "stock", "blk") if connections == 1
-                           else ("ours", "stock"), True, None)
+                           else ("ours", "stock"), True, None, False)
 
 
 # ----------------------------------------------------------------- servers

@@ -8,6 +8,7 @@ import subprocess
 from benchstat import GOALS, cost, figure, judge, ratio, summary
 
 LABELS = {"ours": "ours", "stock": "stock scsi", "blk": "stock blk"}
+ALL_LABELS = dict(LABELS, limit="fio")
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 # Cases whose bars the chart shows, and what it calls them.
@@ -15,6 +16,8 @@ CHART = [("null-1", "null-co 4K\\n1 IOThread"),
          ("null-2", "null-co 4K\\n2 IOThreads"),
          ("io_uring-4k-read-deep", "io_uring 4K"),
          ("seq-64k", "io_uring 64K\\nsequential"),
+         ("ram-native", "RAM, native 4K"),
+         ("ram-io_uring", "RAM, io_uring 4K"),
          ("16q-4t", "16 queues\\n4 IOThreads"),
          ("64q-4t", "64 queues\\n4 IOThreads")]
 
@@ -106,7 +109,7 @@ def goals(results):
         found, reached = judge(results, one)
         verdict = "not measured" if found is None else (
             "reached" if reached else "missed")
-        against = "itself" if one.against == "ours" else LABELS[one.against]
+        against = "itself" if one.against == "ours" else ALL_LABELS[one.against]
         rows.append([one.title, against, "%s %.2f" % (one.sense, one.limit),
                      spread(found), verdict])
     return table(["goal", "against", "limit", "ratio", ""], rows)
@@ -131,6 +134,23 @@ def compare(results, wanted, columns, cell, others=("stock", "blk")):
                 for other in others]
         rows.append(row)
     return table(header, rows)
+
+
+def limit(results, wanted):
+    """How far each case with a file is from what fio does there."""
+    rows = []
+    for name, title in titles(results, wanted):
+        if not figure(results, name, "limit", "cpu"):
+            continue
+        row = [title]
+        for key, _, factor in (CPU, IOPS):
+            row += [middle(figure(results, name, subject, key), factor)
+                    for subject in ("ours", "limit")]
+            row.append(spread(ratio(results, name, key, "ours", "limit")))
+        rows.append(row)
+    return table(["against the limit", "µs CPU per I/O: ours", "fio",
+                  "x of the limit", "1000 IOPS: ours", "fio",
+                  "x of the limit"], rows)
 
 
 def fairness(results):
@@ -210,6 +230,7 @@ def sections(results):
         ("Goals", goals(results)),
         ("Deep queues: CPU", compare(results, is_deep, [CPU], spread)),
         ("Deep queues: IOPS", compare(results, is_deep, [IOPS], spread)),
+        ("The limit: fio, same file and engine", limit(results, is_deep)),
         ("Depth 1: p50", compare(results, is_single, [P50], spread)),
         ("Depth 1: p99", compare(results, is_single, [P99], spread)),
         ("Fairness", fairness(results)),
@@ -239,6 +260,7 @@ def readme_section(results):
         goals(results),
         compare(results, lambda c: c["name"] in core and is_deep(c),
                 [CPU, IOPS], middle),
+        limit(results, lambda c: c["name"] in core and is_deep(c)),
         compare(results, lambda c: c["name"] in core and is_single(c),
                 [P50, P99], middle),
         fairness(results), memory(results)]
@@ -305,14 +327,15 @@ set errorbars linecolor rgb "black"
 set multiplot layout 2,1
 """
 
-COLORS = {"ours": "#2b7a4b", "stock": "#c8643c", "blk": "#7d8fb3"}
+COLORS = {"ours": "#2b7a4b", "stock": "#c8643c", "blk": "#7d8fb3",
+          "limit": "#444444"}
 
 
 def chart_rows(results, key, factor):
     """Lines of gnuplot data: a label, then median, lowest and highest of each
     subject ("?" if there is none)."""
     for name, label in CHART:
-        found = [figure(results, name, subject, key) for subject in LABELS]
+        found = [figure(results, name, subject, key) for subject in ALL_LABELS]
         if any(found):
             yield '"%s" %s' % (label, " ".join(
                 "%.4g" % (value * factor) if f else "?"
@@ -333,7 +356,7 @@ def gnuplot_script(results):
             '$data%d using %d:%d:%d:xtic(1) title "%s" lc rgb "%s"'
             % (number_, *range(3 * column + 2, 3 * column + 5), label,
                COLORS[subject])
-            for column, (subject, label) in enumerate(LABELS.items())))
+            for column, (subject, label) in enumerate(ALL_LABELS.items())))
     return "\n".join(parts) + "\n"
 
 

@@ -19,7 +19,8 @@ def goal(title, case, metric, against, sense, limit, base=None):
     return Goal(title, case, metric, against, sense, limit, base or case)
 
 
-# Issue "Cheaper per I/O than virtio-blk", table "Reach".
+# Issues "Cheaper per I/O than virtio-blk" and "Real disks at the machine's
+# limit", tables "Reach".
 GOALS = [
     goal("CPU per 4K read, null-co, 1 IOThread", "null-1", "cpu",
          "stock", "<=", 0.55),
@@ -36,6 +37,13 @@ GOALS = [
          "blk", "<=", 1.05),
     goal("CPU per 4K read, file io_uring, deep", "io_uring-4k-read-deep", "cpu",
          "stock", "<=", 0.75),
+    goal("CPU per 4K read, file in RAM, native", "ram-native", "cpu", "limit",
+         "<=", 1.0),
+    goal("the same, io_uring", "ram-io_uring", "cpu", "limit", "<=", 1.3),
+    goal("the same, io_uring, no polling", "ram-io_uring-nopoll", "cpu", "limit",
+         "<=", 1.3),
+    goal("IOPS, file in RAM, native", "ram-native", "iops", "limit", ">=", 0.8),
+    goal("the same, io_uring", "ram-io_uring", "iops", "limit", ">=", 0.8),
     goal("IOPS, 64K sequential reads, file io_uring", "seq-64k", "iops",
          "blk", ">=", 1.0),
     goal("IOPS, 64K sequential reads, null-co", "null-seq-64k", "iops",

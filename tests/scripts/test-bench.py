@@ -67,6 +67,21 @@ report) cat "$3" ;;
 esac
 '''
 
+# Plays fio. $FAKE_FIO_FAIL: what its job's error is.
+FAKE_FIO = r'''#!/usr/bin/python3
+import json, os, sys
+here = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(here, "calls"), "a") as log:
+    log.write("fio %s\n" % " ".join(sys.argv[1:]))
+read = {"total_ios": 1000, "iops": 500000, "clat_ns": {}}
+if "--iodepth=1" in sys.argv:
+    read["clat_ns"]["percentile"] = {"50.000000": 4000, "99.000000": 8000}
+print("fio: some warning")
+print(json.dumps({"jobs": [{
+    "error": int(os.environ.get("FAKE_FIO_FAIL", 0)), "read": read,
+    "write": {"total_ios": 0}}]}, indent=1))
+'''
+
 FAKE_QEMU = '#!/bin/sh\necho "QEMU emulator version 10.0.99 (fake)"\n'
 FAKE_QEMU_IO = '#!/bin/sh\n[ ! -e "${0%/*}/broken" ] || { echo no such aio; exit 1; }\n'
 
@@ -116,7 +131,7 @@ class Room:
         self.out = os.path.join(folder, "out")
         for name, text in (("virtio-load", FAKE_LOAD), ("ours", FAKE_QEMU),
                            ("stock", FAKE_QEMU), ("qemu-io", FAKE_QEMU_IO),
-                           ("perf", FAKE_PERF)):
+                           ("perf", FAKE_PERF), ("fio", FAKE_FIO)):
             self.program(name, text)
 
     def program(self, name, text):
@@ -133,8 +148,7 @@ class Room:
                            "--chart", self.path("docs.svg"), *words, **env)
 
     def profile(self, *words, **env):
-        path = self.folder + ":" + os.environ["PATH"]
-        return self.script("profile", *words, PATH=path, **env)
+        return self.script("profile", *words, **env)
 
     def script(self, name, *words, **env):
         return subprocess.run(
@@ -144,7 +158,9 @@ class Room:
              "--load", self.path("virtio-load"), *words],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, universal_newlines=True,
-            env=dict(os.environ, **env), timeout=300)
+            env=dict(os.environ, **{
+                "PATH": self.folder + ":" + os.environ["PATH"], **env}),
+            timeout=300)
 
     def results(self):
         with open(os.path.join(self.out, "results.json")) as file:
@@ -397,7 +413,7 @@ def what_the_machine_cant_do_is_skipped_with_the_reason(room):
     done = room.bench("--only", "native-4k-read", "--only", "null-d1",
                       "--rounds", "1")
     same(done.returncode, 0)
-    assert not [c for c in room.calls() if "aio=native" in c]
+    assert not [c for c in room.calls() if "aio=native" in c or "fio" in c]
     same(len(room.calls()), 3)
     assert "no such aio" in done.stdout or "O_DIRECT" in done.stdout, done.stdout
 
@@ -407,11 +423,61 @@ def a_file_is_written_and_used_with_o_direct(room):
     done = room.bench("--only", "io_uring-4k-read-d1", "--rounds", "1")
     if "skipped" in done.stdout and "O_DIRECT" in done.stdout:
         return "no O_DIRECT in %s" % room.folder
-    calls = room.calls()
+    calls = [c for c in room.calls() if not c.startswith("fio ")]
     same(len(calls), 3)
     assert all("file:%s/disk.img" % room.out in c and "direct" in c
                for c in calls), calls
     same(os.path.getsize(os.path.join(room.out, "disk.img")), 512 << 20)
+    fio = [c for c in room.calls() if "--filename" in c]
+    same(len(fio), 1)
+    for word in ("--filename=%s/disk.img" % room.out, "--ioengine=io_uring",
+                 "--direct=1", "--iodepth=1 ", "--bs=4096", "--rw=randread"):
+        assert word in fio[0], (word, fio)
+    run = next(r for r in room.results()["runs"] if r["subject"] == "limit")
+    same((run["figures"]["iops"], run["figures"]["p50"], run["figures"]["p99"]),
+         (500000, 4, 8))
+
+
+def files_in_ram():
+    return [f for f in os.listdir("/dev/shm") if f.startswith("virtio-scsi-b")]
+
+
+@test
+def the_limit_stands_beside_the_case(room):
+    before = files_in_ram()
+    done = room.bench("--only", "ram-native-nopoll", "--rounds", "1")
+    if "skipped" in done.stdout and "O_DIRECT" in done.stdout:
+        return "no O_DIRECT in /dev/shm"
+    same(done.returncode, 0)
+    same(heads(room.calls()), ["ours-scsi", "stock-scsi", "stock-blk", "fio",
+                               "fio"])      # what fio needs for itself, as well
+    assert "poll-ns 0" in room.calls()[0], room.calls()
+    line = next(l for l in done.stdout.splitlines() if "against the limit" in l)
+    same(line.count("x of the limit"), 2)
+    row = [l for l in done.stdout.splitlines() if "RAM, native" in l][-1]
+    assert "| 500 |" in row.replace("  ", " "), row
+    same(files_in_ram(), before)
+
+
+@test
+def an_error_of_fio_is_a_failed_run(room):
+    done = room.bench("--only", "io_uring-4k-read-d1", "--rounds", "1",
+                      FAKE_FIO_FAIL="5")
+    if "skipped" in done.stdout and "O_DIRECT" in done.stdout:
+        return "no O_DIRECT in %s" % room.folder
+    same(done.returncode, 1)
+    assert "limit: fio: error 5" in done.stdout + done.stderr, done.stderr
+
+
+@test
+def without_fio_the_limit_isnt_measured(room):
+    os.unlink(room.path("fio"))
+    os.symlink(sys.executable, room.path("python3"))
+    done = room.bench("--only", "io_uring-4k-read-d1", "--rounds", "1",
+                      PATH=room.folder)
+    same(done.returncode, 0)
+    assert "the limit isn't measured: no fio" in done.stderr, done.stderr
+    assert "limit" not in [r["subject"] for r in room.results()["runs"]]
 
 
 ## README
