@@ -373,8 +373,11 @@ static void members_begin(IOThread **iothread, Reader *r)
 
 static void members_end(IOThread **iothread, Reader *r)
 {
+    /* All of them first: who has always work to do may let no other pass. */
     for (unsigned i = 0; i < MEMBERS; i++) {
         qatomic_set(&r[i].stop, true);
+    }
+    for (unsigned i = 0; i < MEMBERS; i++) {
         AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&r[i].running));
         blk_io_limits_disable(r[i].blk);
         blk_set_aio_context(r[i].blk, qemu_get_aio_context(), &error_abort);
