@@ -12,6 +12,7 @@
 #include "qapi/error.h"
 #include "qemu/defer-call.h"
 #include "qemu/main-loop.h"
+#include "qemu/memalign.h"
 #include "qobject/qdict.h"
 #include "system/block-backend.h"
 #include "iothread.h"
@@ -22,6 +23,7 @@
 #define PENDING     INT_MAX     /* no result yet */
 
 static char *path;
+static bool direct;             /* O_DIRECT: nothing ends when it's submitted */
 
 /* What a block has at @offset in it */
 static uint8_t pattern(unsigned block, unsigned offset)
@@ -69,6 +71,7 @@ static BlockBackend *open_file(IOThread *iothread)
     qdict_put_str(options, "driver", "file");
     qdict_put_str(options, "filename", path);
     qdict_put_str(options, "aio", "io_uring");
+    qdict_put_bool(options, "cache.direct", direct);
     blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
     if (iothread) {
         blk_set_aio_context(blk, iothread_get_aio_context(iothread),
@@ -130,7 +133,8 @@ static void many_start(void *opaque)
 
 static void check_many(IOThread *iothread)
 {
-    Many m = { .blk = open_file(iothread), .data = g_malloc0(BLOCKS * BLOCK) };
+    Many m = { .blk = open_file(iothread),
+               .data = qemu_memalign(BLOCK, BLOCKS * BLOCK) };
 
     run_in(m.blk, many_start, &m);
     AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&m.done) < BLOCKS);
@@ -143,10 +147,12 @@ static void check_many(IOThread *iothread)
     m.started = m.done = 0;
     run_in(m.blk, many_start, &m);
     blk_drain(m.blk);
-    g_assert_cmpint(m.done, ==, BLOCKS);
-    check(m.data + (BLOCKS - 1) * BLOCK, BLOCKS - 1, BLOCK);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        check(m.data + i * BLOCK, i, BLOCK);
+    }
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&m.done) < BLOCKS);
     close_file(m.blk);
-    g_free(m.data);
+    qemu_vfree(m.data);
 }
 
 /*
@@ -174,7 +180,7 @@ static void coroutine_fn vector_entry(void *opaque)
 
     qemu_iovec_init(&qiov, v->niov);
     for (unsigned i = 0; i < v->niov; i++) {
-        size_t part = size / v->niov;
+        size_t part = QEMU_ALIGN_DOWN(size / v->niov, BLOCK);
 
         qemu_iovec_add(&qiov, v->data + i * part,
                        i == v->niov - 1 ? size - i * part : part);
@@ -203,7 +209,7 @@ static void check_vector(IOThread *iothread)
 {
     Vector v = { .blk = open_file(iothread), .blocks = 5, .first = 17 };
 
-    v.data = g_malloc0(v.blocks * BLOCK);
+    v.data = qemu_memalign(BLOCK, v.blocks * BLOCK);
     for (v.niov = 1; v.niov <= 3; v.niov++) {
         memset(v.data, 0, v.blocks * BLOCK);
         v.write = false;
@@ -215,18 +221,21 @@ static void check_vector(IOThread *iothread)
         v.flags = v.niov == 1 ? 0 : BDRV_REQ_FUA;
         vector_run(&v);
     }
-    g_free(v.data);
+    qemu_vfree(v.data);
     close_file(v.blk);
 }
 
-/* The kernel reads less than was asked for; the rest is zeroes. */
+/*
+ * The kernel reads less than was asked for; the rest is zeroes.  (The request
+ * for the rest gets nothing, so that its operation isn't looked at.)
+ */
 static void check_short(IOThread *iothread)
 {
     Vector v = { .blk = open_file(iothread), .blocks = 3,
                  .first = BLOCKS - 2 };
     unsigned rest = QEMU_ALIGN_UP(TAIL, 512);
 
-    v.data = g_malloc(v.blocks * BLOCK);
+    v.data = qemu_memalign(BLOCK, v.blocks * BLOCK);
     for (v.niov = 1; v.niov <= 3; v.niov++) {
         struct iovec iov[3];
         size_t size = 2 * BLOCK + rest;
@@ -248,12 +257,13 @@ static void check_short(IOThread *iothread)
         }
         g_assert_cmpint(v.data[size], ==, 0xee);
     }
-    g_free(v.data);
+    qemu_vfree(v.data);
     close_file(v.blk);
 }
 
 /*
- * What a completion leads to runs the event loop until the others are done
+ * What a completion leads to makes one more request, and runs the event loop
+ * until that one and the others are done
  */
 
 #define NESTED 8
@@ -261,15 +271,20 @@ static void check_short(IOThread *iothread)
 typedef struct Nested {
     BlockBackend *blk;
     QEMUIOVector qiov[NESTED];
+    QEMUIOVector more;
     unsigned done;
     bool over;          /* atomic */
 } Nested;
+
+static void nested_done(void *opaque, int ret);
 
 static void nested_bh(void *opaque)
 {
     Nested *n = opaque;
 
-    while (n->done < NESTED) {
+    blk_aio_preadv(n->blk, NESTED * BLOCK, &n->more, 0, nested_done, n);
+    g_assert_cmpint(n->done, <=, NESTED);
+    while (n->done < NESTED + 1) {
         aio_poll(qemu_get_current_aio_context(), true);
     }
     qatomic_set(&n->over, true);
@@ -300,41 +315,81 @@ static void nested_start(void *opaque)
 static void check_nested(IOThread *iothread)
 {
     Nested n = { .blk = open_file(iothread) };
-    g_autofree uint8_t *data = g_malloc(NESTED * BLOCK);
-    struct iovec iov[NESTED];
+    uint8_t *data = qemu_memalign(BLOCK, (NESTED + 1) * BLOCK);
+    struct iovec iov[NESTED + 1];
 
-    for (unsigned i = 0; i < NESTED; i++) {
+    for (unsigned i = 0; i <= NESTED; i++) {
         iov[i] = (struct iovec) { .iov_base = data + i * BLOCK,
                                   .iov_len = BLOCK };
-        qemu_iovec_init_external(&n.qiov[i], &iov[i], 1);
+        qemu_iovec_init_external(i < NESTED ? &n.qiov[i] : &n.more, &iov[i], 1);
     }
     run_in(n.blk, nested_start, &n);
     AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&n.over));
-    for (unsigned i = 0; i < NESTED; i++) {
+    for (unsigned i = 0; i <= NESTED; i++) {
         check(data + i * BLOCK, i, BLOCK);
     }
+    qemu_vfree(data);
     close_file(n.blk);
 }
 
-/* In the main loop, in an IOThread, and in one that polls */
+static bool have_io_uring(AioContext *ctx)
+{
+    return aio_setup_linux_io_uring(ctx, NULL) != NULL;
+}
+
+static void have_io_uring_bh(void *opaque)
+{
+    bool *have = opaque;
+
+    *have = have_io_uring(qemu_get_current_aio_context());
+}
+
+/* In an IOThread, with and without polling */
+static void run_in_iothread(void (*func)(IOThread *iothread), int64_t poll_ns)
+{
+    IOThread *iothread = iothread_new();
+    AioContext *ctx = iothread_get_aio_context(iothread);
+    bool have = false;
+
+    aio_context_set_poll_params(ctx, poll_ns, 0, 0, &error_abort);
+    aio_wait_bh_oneshot(ctx, have_io_uring_bh, &have);
+    if (have) {
+        func(iothread);
+    } else {
+        g_test_skip("no io_uring in an IOThread");
+    }
+    iothread_join(iothread);
+}
+
+static bool have_direct(void)
+{
+    int fd = open(path, O_RDWR | O_DIRECT);
+
+    if (fd < 0) {
+        return false;
+    }
+    close(fd);
+    return true;
+}
+
 static void run_test(const void *opaque)
 {
     void (*func)(IOThread *iothread) = opaque;
-    g_autoptr(GError) err = NULL;
-    IOThread *iothread;
 
-    if (!aio_setup_linux_io_uring(qemu_get_aio_context(), NULL)) {
+    if (!have_io_uring(qemu_get_aio_context())) {
         g_test_skip("no io_uring here");
         return;
     }
     make_file();
-    func(NULL);
-    for (unsigned i = 0; i < 2; i++) {
-        iothread = iothread_new();
-        aio_context_set_poll_params(iothread_get_aio_context(iothread),
-                                    i * 1000000, 0, 0, &error_abort);
-        func(iothread);
-        iothread_join(iothread);
+    for (int i = 0; i < 2; i++) {
+        direct = i;
+        if (direct && !have_direct()) {
+            g_test_skip("no O_DIRECT here");
+            break;
+        }
+        func(NULL);
+        run_in_iothread(func, 0);
+        run_in_iothread(func, 1000000);
     }
     unlink(path);
     g_free(path);
