@@ -45,6 +45,13 @@ static void check(const uint8_t *buf, unsigned block, size_t len)
     }
 }
 
+static void check_blocks(const uint8_t *buf, unsigned first, unsigned num)
+{
+    for (unsigned i = 0; i < num; i++) {
+        check(buf + i * BLOCK, first + i, BLOCK);
+    }
+}
+
 static void make_file(void)
 {
     g_autofree uint8_t *data = g_malloc(BLOCKS * BLOCK + TAIL);
@@ -138,18 +145,14 @@ static void check_many(IOThread *iothread)
 
     run_in(m.blk, many_start, &m);
     AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&m.done) < BLOCKS);
-    for (unsigned i = 0; i < BLOCKS; i++) {
-        check(m.data + i * BLOCK, i, BLOCK);
-    }
+    check_blocks(m.data, 0, BLOCKS);
 
     /* A drain waits for what is in flight. */
     memset(m.data, 0, BLOCKS * BLOCK);
     m.started = m.done = 0;
     run_in(m.blk, many_start, &m);
     blk_drain(m.blk);
-    for (unsigned i = 0; i < BLOCKS; i++) {
-        check(m.data + i * BLOCK, i, BLOCK);
-    }
+    check_blocks(m.data, 0, BLOCKS);
     AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&m.done) < BLOCKS);
     close_file(m.blk);
     qemu_vfree(m.data);
@@ -214,9 +217,7 @@ static void check_vector(IOThread *iothread)
         memset(v.data, 0, v.blocks * BLOCK);
         v.write = false;
         vector_run(&v);
-        for (unsigned i = 0; i < v.blocks; i++) {
-            check(v.data + i * BLOCK, v.first + i, BLOCK);
-        }
+        check_blocks(v.data, v.first, v.blocks);
         v.write = true;
         v.flags = v.niov == 1 ? 0 : BDRV_REQ_FUA;
         vector_run(&v);
@@ -249,8 +250,7 @@ static void check_short(IOThread *iothread)
         qemu_iovec_init_external(&qiov, iov, v.niov);
         g_assert_cmpint(blk_preadv(v.blk, (int64_t)v.first * BLOCK, size, &qiov,
                                    0), ==, 0);
-        check(v.data, v.first, BLOCK);
-        check(v.data + BLOCK, v.first + 1, BLOCK);
+        check_blocks(v.data, v.first, 2);
         check(v.data + 2 * BLOCK, v.first + 2, TAIL);
         for (unsigned i = TAIL; i < rest; i++) {
             g_assert_cmpint(v.data[2 * BLOCK + i], ==, 0);
@@ -325,9 +325,7 @@ static void check_nested(IOThread *iothread)
     }
     run_in(n.blk, nested_start, &n);
     AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&n.over));
-    for (unsigned i = 0; i <= NESTED; i++) {
-        check(data + i * BLOCK, i, BLOCK);
-    }
+    check_blocks(data, 0, NESTED + 1);
     qemu_vfree(data);
     close_file(n.blk);
 }
