@@ -16,11 +16,10 @@
 #include "qemu/main-loop.h"
 #include "qobject/qdict.h"
 #include "system/block-backend.h"
-#include "iothread.h"
+#include "iothread-call.h"
 
 #define SECTOR      512
 #define SIZE        (1 << 20)
-#define PENDING     INT_MAX     /* no result yet */
 
 static BlockBackend *new_null_blk(void)
 {
@@ -110,8 +109,7 @@ static void coroutine_fn request_entry(void *opaque)
 {
     Request *r = opaque;
 
-    qatomic_set(&r->ret, r->func(r->blk));
-    aio_wait_kick();
+    set_result(&r->ret, r->func(r->blk));
 }
 
 static void request_start(void *opaque)
@@ -122,29 +120,12 @@ static void request_start(void *opaque)
     qemu_coroutine_enter(qemu_coroutine_create(request_entry, r));
 }
 
-/* Returns when the request has ended or waits for something. */
-static void request_start_in(IOThread *iothread, Request *r)
-{
-    if (iothread) {
-        aio_wait_bh_oneshot(iothread_get_aio_context(iothread), request_start,
-                            r);
-    } else {
-        request_start(r);
-    }
-}
-
-static int request_result(Request *r)
-{
-    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&r->ret) == PENDING);
-    return r->ret;
-}
-
 static int run_request(IOThread *iothread, BlockBackend *blk, RequestFunc *func)
 {
     Request r = { .blk = blk, .func = func };
 
-    request_start_in(iothread, &r);
-    return request_result(&r);
+    iothread_call(iothread, request_start, &r);
+    return wait_result(&r.ret);
 }
 
 /*
@@ -160,10 +141,10 @@ static void check_cancel(IOThread *iothread, RequestFunc *func)
     g_assert_cmpint(normal, !=, -ECANCELED);
 
     bdrv_drained_begin(blk_bs(blk));
-    request_start_in(iothread, &queued);
+    iothread_call(iothread, request_start, &queued);
     g_assert_cmpint(queued.ret, ==, PENDING);
     blk_cancel_begin(blk);
-    g_assert_cmpint(request_result(&queued), ==, -ECANCELED);
+    g_assert_cmpint(wait_result(&queued.ret), ==, -ECANCELED);
     g_assert_cmpint(run_request(iothread, blk, func), ==, -ECANCELED);
 
     /* A section in the section */
@@ -174,10 +155,10 @@ static void check_cancel(IOThread *iothread, RequestFunc *func)
 
     /* Back to normal: it waits for the other drain. */
     blk_cancel_end(blk);
-    request_start_in(iothread, &queued);
+    iothread_call(iothread, request_start, &queued);
     g_assert_cmpint(queued.ret, ==, PENDING);
     bdrv_drained_end(blk_bs(blk));
-    g_assert_cmpint(request_result(&queued), ==, normal);
+    g_assert_cmpint(wait_result(&queued.ret), ==, normal);
 
     /* Without another drain */
     blk_cancel_begin(blk);
@@ -231,7 +212,7 @@ static void test_cancel_late(void)
     Hold hold = { .held = false };
 
     bdrv_drained_begin(blk_bs(blk));
-    request_start_in(iothread, &queued);
+    iothread_call(iothread, request_start, &queued);
     aio_bh_schedule_oneshot(iothread_get_aio_context(iothread), hold_bh, &hold);
     while (!qatomic_read(&hold.held)) {
         g_usleep(10);
@@ -239,7 +220,7 @@ static void test_cancel_late(void)
     blk_cancel_begin(blk);
     blk_cancel_end(blk);
     qatomic_set(&hold.release, true);
-    g_assert_cmpint(request_result(&queued), ==, -ECANCELED);
+    g_assert_cmpint(wait_result(&queued.ret), ==, -ECANCELED);
     bdrv_drained_end(blk_bs(blk));
     g_assert_cmpint(run_request(iothread, blk, do_read), ==, 0);
 
@@ -283,12 +264,12 @@ static void check_throttled(BlockBackend *blk)
 
     for (unsigned i = 0; i < THROTTLED; i++) {
         r[i] = (Request) { .blk = blk, .func = do_read };
-        request_start_in(NULL, &r[i]);
+        iothread_call(NULL, request_start, &r[i]);
     }
     g_assert_cmpint(r[THROTTLED - 1].ret, ==, PENDING);
     blk_cancel_begin(blk);
     for (unsigned i = 0; i < THROTTLED; i++) {
-        g_assert_cmpint(request_result(&r[i]), ==, 0);
+        g_assert_cmpint(wait_result(&r[i].ret), ==, 0);
     }
     g_assert_cmpint(run_request(NULL, blk, do_read), ==, -ECANCELED);
     blk_cancel_end(blk);
@@ -513,10 +494,10 @@ static void test_mirror_cancel(void)
     mirror_begin(&m);
     mirror_complete_begin(&m);
     queued.blk = m.blk;
-    request_start_in(m.iothread, &queued);
+    iothread_call(m.iothread, request_start, &queued);
     g_assert_cmpint(queued.ret, ==, PENDING);
     blk_cancel_begin(m.blk);
-    g_assert_cmpint(request_result(&queued), ==, -ECANCELED);
+    g_assert_cmpint(wait_result(&queued.ret), ==, -ECANCELED);
     g_assert_cmpint(run_request(m.iothread, m.blk, do_read), ==, -ECANCELED);
     g_assert_true(qatomic_read(&flush.active));
     blk_cancel_end(m.blk);

@@ -1,0 +1,43 @@
+/*
+ * What unit tests run in an IOThread, and results that they wait for
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TEST_IOTHREAD_CALL_H
+#define TEST_IOTHREAD_CALL_H
+
+#include "iothread.h"
+
+#define PENDING     INT_MAX     /* no result yet */
+
+/**
+ * iothread_call: run @func in @iothread, and wait for it
+ * @iothread: %NULL for the main loop, where it's called at once
+ * @func: a function
+ * @opaque: its argument
+ *
+ * To be called in the main loop.
+ */
+void iothread_call(IOThread *iothread, QEMUBHFunc *func, void *opaque);
+
+/**
+ * set_result: store a result, and wake who waits for it
+ * @ret: where
+ * @value: anything but %PENDING
+ *
+ * For any thread.
+ */
+void set_result(int *ret, int value);
+
+/**
+ * wait_result: wait until a result is there, and return it
+ * @ret: where set_result() stores it; %PENDING until then
+ *
+ * To be called in the main loop, which runs meanwhile.
+ */
+int wait_result(int *ret);
+
+#endif
