@@ -1,0 +1,36 @@
+/*
+ * Unit test of aio=native
+ *
+ * Copyright (c) 2026 The virtio-scsi multiqueue authors
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/block.h"
+#include "block/raw-aio.h"
+#include "aio-engine.h"
+
+static bool setup(AioContext *ctx)
+{
+    return aio_setup_linux_aio(ctx, NULL) != NULL;
+}
+
+static int coroutine_fn co_submit(int fd, uint64_t offset, QEMUIOVector *qiov,
+                                  int type)
+{
+    return laio_co_submit(fd, offset, qiov, type, 0, 0);
+}
+
+static const AioEngine linux_aio = {
+    .name = "native",
+    .needs_direct = true,
+    .short_write = -EFBIG,
+    .setup = setup,
+    .co_submit = co_submit,
+};
+
+int main(int argc, char **argv)
+{
+    return aio_engine_main(argc, argv, &linux_aio);
+}
