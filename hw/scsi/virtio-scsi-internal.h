@@ -17,6 +17,7 @@
 #ifndef HW_SCSI_VIRTIO_SCSI_INTERNAL_H
 #define HW_SCSI_VIRTIO_SCSI_INTERNAL_H
 
+#include "hw/scsi/scsi-merge.h"
 #include "hw/virtio/virtio-scsi.h"
 #include "qemu/iov.h"
 #include "qemu/queue.h"
@@ -91,6 +92,7 @@ struct VirtIOSCSIQueue {
     bool own_kick;              /* we have set the host notifier ourselves */
     unsigned filled;            /* used elements that the guest can't see yet */
     SCSIPool pool;              /* for VirtIOSCSIReq */
+    SCSIMergeBatch neighbours;  /* of the handler that is running */
 
     /* Written by the owner, read by anybody; a cache line of their own */
     QEMU_ALIGNED(64) VirtIOSCSIStats stats;

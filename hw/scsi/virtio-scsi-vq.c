@@ -43,6 +43,7 @@ typedef struct CmdSizes {
 
 /* Heads that one visit of a queue takes; there may be others in the thread */
 #define CMD_BATCH 64
+QEMU_BUILD_BUG_ON(CMD_BATCH > SCSI_MERGE_MAX);
 
 static CmdSizes cmd_sizes(VirtIOSCSI *s)
 {
@@ -565,7 +566,9 @@ static void queue_run(VirtIOSCSIQueue *q)
     /* Submit all to the host kernel at once, and interrupt once. */
     aio_handler_begin();
     defer_call_begin();
+    scsi_merge_begin(&q->neighbours);
     more = queue_run_batch(q);
+    scsi_merge_end(&q->neighbours);
     defer_call_end();
     aio_handler_end();
     if (switch_kicks) {
