@@ -10,7 +10,6 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "qobject/qdict.h"
-#include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "virtio-scsi-data.h"
 
@@ -19,23 +18,6 @@
  */
 
 #define CD_BLOCK 2048
-
-static int64_t stat_of(QTestState *qts, uint16_t lun, const char *what)
-{
-    g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-blockstats'}");
-    g_autofree char *id = g_strdup_printf("hd%u", lun);
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
-        QDict *dev = qobject_to(QDict, qlist_entry_obj(entry));
-        const char *qdev = qdict_get_try_str(dev, "qdev");
-
-        if (qdev && strstr(qdev, id)) {
-            return qdict_get_int(qdict_get_qdict(dev, "stats"), what);
-        }
-    }
-    g_assert_not_reached();
-}
 
 static MqCmd cd_read(uint32_t lba, unsigned blocks, size_t room)
 {
@@ -47,8 +29,8 @@ static MqCmd cd_read(uint32_t lba, unsigned blocks, size_t room)
 
 static void expect_no_medium(MqDev *d, Arena *a, const Cuts *cuts)
 {
-    int64_t failed = stat_of(d->qts, LUN_CD, "failed_rd_operations");
-    int64_t good = stat_of(d->qts, LUN_CD, "rd_operations");
+    int64_t failed = data_stat(d->qts, LUN_CD, "failed_rd_operations");
+    int64_t good = data_stat(d->qts, LUN_CD, "rd_operations");
     const MqCmd cmds[] = {
         cd_read(0, 1, CD_BLOCK), cd_read(0, 3, 3 * CD_BLOCK),
         cd_read(0, 1, CD_BLOCK + 77), cd_read(0, 0, 0),
@@ -63,9 +45,9 @@ static void expect_no_medium(MqDev *d, Arena *a, const Cuts *cuts)
         g_assert_cmpuint(le32_to_cpu(ans->resp.resid), ==, cmds[i].in_len);
         g_assert_true(mq_all_bytes(ans->in, cmds[i].in_len, MQ_FILLER));
     }
-    g_assert_cmpint(stat_of(d->qts, LUN_CD, "failed_rd_operations"), ==,
+    g_assert_cmpint(data_stat(d->qts, LUN_CD, "failed_rd_operations"), ==,
                     failed);
-    g_assert_cmpint(stat_of(d->qts, LUN_CD, "rd_operations"), ==, good);
+    g_assert_cmpint(data_stat(d->qts, LUN_CD, "rd_operations"), ==, good);
 }
 
 static void expect_cd(MqDev *d, Arena *a, const Cuts *cuts)
@@ -146,12 +128,16 @@ static void test_medium(const DataConfig *cfg)
     data_end(d);
 }
 
-/* Ejected while each queue reads: they end with all data, or with none. */
+/*
+ * Ejected while each queue reads two neighbours: they end with all data, or
+ * with none.
+ */
 static void test_eject_in_flight(const DataConfig *cfg)
 {
     MqDev *d = data_begin(cfg);
     g_autofree Arena *a = arena_new(d);
-    g_autofree Request *r = g_new(Request, NUM_QUEUES);
+    const unsigned num = 2 * NUM_QUEUES;
+    g_autofree Request *r = g_new(Request, num);
     g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     for (unsigned round = 0; round < 4; round++) {
@@ -166,16 +152,20 @@ static void test_eject_in_flight(const DataConfig *cfg)
         mq_expect_moved(&cmd, ans, CD_BLOCK);
 
         arena_clear(a);
-        for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        for (unsigned i = 0; i < num; i++) {
             cmd = cd_read(i, 1, CD_BLOCK);
             data_prepare(&r[i], a, &cmd, &data_small_cuts);
-            data_post(mq_queue(d, i), &r[i]);
-            mq_flush(mq_queue(d, i));
+            data_post(mq_queue(d, i / 2), &r[i]);
+        }
+        for (unsigned i = 0; i < num; i++) {
+            mq_flush(mq_queue(d, i / 2));
             data_wait_taken(d, &r[i]);
         }
+        g_assert_cmpint(data_stat(d->qts, LUN_CD, "rd_merged"), ==,
+                        (round + 1) * NUM_QUEUES);
         tray(d->qts, "blockdev-open-tray");
         remove_cd(d->qts);
-        for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        for (unsigned i = 0; i < num; i++) {
             data_finish(&r[i], ans);
             if (ans->resp.status == GOOD) {
                 mq_expect_moved(&r[i].cmd, ans, CD_BLOCK);
@@ -209,14 +199,14 @@ static void expect_io_error(MqDev *d, Arena *a, uint16_t lun, bool write,
 {
     const char *stat = write ? "failed_wr_operations"
                              : "failed_rd_operations";
-    int64_t failed = stat_of(d->qts, lun, stat);
+    int64_t failed = data_stat(d->qts, lun, stat);
     uint8_t data[3 * BLOCK] = { 0 };
     MqCmd cmd = around(lun, BAD_LBA, write, data);
     g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     data_run(data_queue(d), a, &cmd, cuts, ans);
     mq_expect_sense(&cmd, ans, ABORTED_COMMAND, 0x0006);
-    g_assert_cmpint(stat_of(d->qts, lun, stat), ==, failed + 1);
+    g_assert_cmpint(data_stat(d->qts, lun, stat), ==, failed + 1);
     data_check_image(lun);
 }
 
@@ -329,37 +319,6 @@ static void test_stop_reset(const DataConfig *cfg)
     data_end(d);
 }
 
-/*
- * What the control queue has set off in the IOThreads is done when this
- * returns: whatever they get now comes later.
- */
-static void settle(MqDev *d)
-{
-    mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_STOP, 1);
-    for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        MqCmd cmd = mq_cmd(LUN_STOP, TEST_UNIT_READY);
-
-        mq_run_good(mq_queue(d, i), &cmd, NULL);
-    }
-}
-
-/* A reset ends all that are held; they go on after one of them was aborted. */
-static void run_tmf(MqDev *d, uint32_t subtype, uint64_t tag)
-{
-    MqSlot *tmf = mq_post_tmf(d, subtype, 0, LUN_FILE, tag);
-    uint8_t response;
-
-    if (subtype == VIRTIO_SCSI_T_TMF_ABORT_TASK) {
-        settle(d);
-        data_throttle(d, LUN_FILE, false);
-    }
-    mq_wait(tmf);
-    data_throttle(d, LUN_FILE, false);
-    mq_read_resp(tmf, &response, sizeof(response));
-    g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
-    mq_release(tmf);
-}
-
 /* Reads and writes that are held, when a TMF ends one of them or all */
 static void check_tmf(MqDev *d, Arena *a, uint32_t subtype)
 {
@@ -367,7 +326,7 @@ static void check_tmf(MqDev *d, Arena *a, uint32_t subtype)
     Flight *f = flight_begin(d, a, 0);
     const unsigned victim = 3;
 
-    run_tmf(d, subtype, f->r[victim].cmd.tag);
+    data_run_tmf(d, subtype, f->r[victim].cmd.tag);
     for (unsigned i = 0; i < FLIGHT_SIZE; i++) {
         g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
@@ -421,15 +380,15 @@ static void test_tmf(const DataConfig *cfg)
 static void expect_flushes(MqDev *d, Arena *a, MqCmd cmd, unsigned writes,
                            unsigned flushes)
 {
-    int64_t wr = stat_of(d->qts, LUN_FILE, "wr_operations");
-    int64_t flush = stat_of(d->qts, LUN_FILE, "flush_operations");
+    int64_t wr = data_stat(d->qts, LUN_FILE, "wr_operations");
+    int64_t flush = data_stat(d->qts, LUN_FILE, "flush_operations");
     g_autofree MqAnswer *ans = g_new(MqAnswer, 1);
 
     data_run(data_queue(d), a, &cmd, &data_small_cuts, ans);
     mq_expect_moved(&cmd, ans, MAX(cmd.in_len, cmd.out_len));
-    g_assert_cmpint(stat_of(d->qts, LUN_FILE, "wr_operations"), ==,
+    g_assert_cmpint(data_stat(d->qts, LUN_FILE, "wr_operations"), ==,
                     wr + writes);
-    g_assert_cmpint(stat_of(d->qts, LUN_FILE, "flush_operations"), ==,
+    g_assert_cmpint(data_stat(d->qts, LUN_FILE, "flush_operations"), ==,
                     flush + flushes);
 }
 
@@ -586,6 +545,57 @@ static const struct {
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
     }, {
         "flush", test_flush,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/neighbours", test_merge,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/neighbours-packed", test_merge,
+        { .iothreads = 2, .form = MQ_PACKED | MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/neighbours-main-loop", test_merge,
+        { .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/neighbours-in-order", test_merge,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .more_features = 1ull << VIRTIO_F_IN_ORDER },
+    }, {
+        "merge/not", test_merge_not,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/off", test_merge_off,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .lun_props = ",\"request-merging\":false" },
+    }, {
+        "merge/limit", test_merge_limit,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN,
+          .node_props = ",\"max-transfer\":6144" },
+    }, {
+        "merge/throttle", test_merge_throttle,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/errors", test_merge_errors,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/errors-main-loop", test_merge_errors,
+        { .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/stop-cont", test_merge_stop,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/stop-cont-main-loop", test_merge_stop,
+        { .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/fua", test_merge_fua,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/tmf", test_merge_tmf,
+        { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/tmf-main-loop", test_merge_tmf,
+        { .form = MQ_INDIRECT, .props = MODERN },
+    }, {
+        "merge/abort", test_merge_abort,
         { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN },
     }, {
         "crowd/split", test_crowd,

@@ -8,6 +8,8 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_ring.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
@@ -55,17 +57,21 @@ static void add_error(GString *cmd, unsigned lba, const char *type, int err,
         once ? "true" : "false");
 }
 
-static void add_nodes(GString *cmd, bool direct)
+static void add_nodes(GString *cmd, const DataConfig *cfg)
 {
     for (unsigned lun = 0; lun < LUN_CD; lun++) {
         g_string_append_printf(cmd,
             " -blockdev '{\"driver\":\"blkdebug\",\"node-name\":\"disk%u\","
             "\"image\":{\"driver\":\"file\",\"locking\":\"off\","
-            "\"filename\":\"%s\",\"cache\":{\"direct\":%s}},"
+            "\"filename\":\"%s\",\"cache\":{\"direct\":%s}}%s,"
             "\"inject-error\":[", lun, data_path[lun],
-            direct ? "true" : "false");
+            cfg->direct ? "true" : "false", cfg->node_props ?: "");
         add_error(cmd, BAD_LBA, "read", EIO, false);
         add_error(cmd, BAD_LBA, "write", EIO, false);
+        for (unsigned i = 0; i < 2; i++) {
+            add_error(cmd, TWICE_READ_LBA, "read", EIO, true);
+            add_error(cmd, TWICE_FULL_LBA, "write", ENOSPC, true);
+        }
         if (lun == LUN_STOP) {
             add_error(cmd, ONCE_READ_LBA, "read", EIO, true);
             add_error(cmd, ONCE_FULL_LBA, "write", ENOSPC, true);
@@ -74,14 +80,15 @@ static void add_nodes(GString *cmd, bool direct)
     }
 }
 
-static void add_luns(GString *cmd)
+static void add_luns(GString *cmd, const DataConfig *cfg)
 {
     for (unsigned lun = 0; lun < NUM_LUNS; lun++) {
         g_string_append_printf(cmd, " -device '{\"driver\":\"%s\","
             "\"id\":\"hd%u\",\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,"
             "\"lun\":%u", lun == LUN_CD ? "scsi-cd" : "scsi-hd", lun, lun);
         if (lun != LUN_CD) {
-            g_string_append_printf(cmd, ",\"drive\":\"disk%u\"", lun);
+            g_string_append_printf(cmd, ",\"drive\":\"disk%u\"%s", lun,
+                                   cfg->lun_props ?: "");
         }
         if (lun == LUN_STOP) {
             g_string_append(cmd, ",\"rerror\":\"stop\",\"werror\":\"enospc\"");
@@ -98,7 +105,7 @@ static void add_vm(GString *cmd, const DataConfig *cfg)
                                "\"id\":\"iot%u\",\"poll-max-ns\":0}'", i);
     }
     g_string_append(cmd, cfg->args ?: "");
-    add_nodes(cmd, cfg->direct);
+    add_nodes(cmd, cfg);
     g_string_append_printf(cmd, " -device '{\"driver\":\"virtio-scsi-pci\","
         "\"id\":\"vs\",\"addr\":\"%u\",\"num_queues\":%u,"
         "\"virtqueue_size\":256%s", CTRL_SLOT, NUM_QUEUES, cfg->props);
@@ -107,7 +114,7 @@ static void add_vm(GString *cmd, const DataConfig *cfg)
                                i ? "," : ",\"iothread-vq-mapping\":[", i);
     }
     g_string_append(cmd, cfg->iothreads ? "]}'" : "}'");
-    add_luns(cmd);
+    add_luns(cmd, cfg);
 }
 
 static char *vm_args(const DataConfig *cfg, const char *more)
@@ -523,6 +530,54 @@ void data_wait_taken(MqDev *d, const Request *r)
     }
     mq_reap(r->slot->q);
     g_assert_false(r->slot->done);
+}
+
+int64_t data_stat(QTestState *qts, uint16_t lun, const char *what)
+{
+    g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-blockstats'}");
+    g_autofree char *id = g_strdup_printf("hd%u", lun);
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        QDict *dev = qobject_to(QDict, qlist_entry_obj(entry));
+        const char *qdev = qdict_get_try_str(dev, "qdev");
+
+        if (qdev && strstr(qdev, id)) {
+            return qdict_get_int(qdict_get_qdict(dev, "stats"), what);
+        }
+    }
+    g_assert_not_reached();
+}
+
+/*
+ * What the control queue has set off in the IOThreads is done when this
+ * returns: whatever they get now comes later.
+ */
+static void settle(MqDev *d)
+{
+    mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_STOP, 1);
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        MqCmd cmd = mq_cmd(LUN_STOP, TEST_UNIT_READY);
+
+        mq_run_good(mq_queue(d, i), &cmd, NULL);
+    }
+}
+
+/* A reset ends all that are held; they go on after one of them was aborted. */
+void data_run_tmf(MqDev *d, uint32_t subtype, uint64_t tag)
+{
+    MqSlot *tmf = mq_post_tmf(d, subtype, 0, LUN_FILE, tag);
+    uint8_t response;
+
+    if (subtype == VIRTIO_SCSI_T_TMF_ABORT_TASK) {
+        settle(d);
+        data_throttle(d, LUN_FILE, false);
+    }
+    mq_wait(tmf);
+    data_throttle(d, LUN_FILE, false);
+    mq_read_resp(tmf, &response, sizeof(response));
+    g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
+    mq_release(tmf);
 }
 
 void data_prepare_far(Request *r, Arena *a, const MqCmd *cmd, uint64_t data)

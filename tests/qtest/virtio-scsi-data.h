@@ -31,10 +31,14 @@
 
 /*
  * LUN_STOP stops the VM at an error; ONCE blocks are bad for the first time
- * only.  LUN_CD is empty at first; the others have a file each.
+ * only, TWICE blocks for the first two times.  LUN_CD is empty at first; the
+ * others have a file each.
  */
 enum { LUN_FILE, LUN_STOP, LUN_CD, NUM_LUNS };
-enum { BAD_LBA = 4000, ONCE_READ_LBA = 4010, ONCE_FULL_LBA = 4020 };
+enum {
+    BAD_LBA = 4000, ONCE_READ_LBA = 4010, ONCE_FULL_LBA = 4020,
+    TWICE_READ_LBA = 4100, TWICE_FULL_LBA = 4200,
+};
 
 typedef struct DataConfig {
     unsigned iothreads;     /* 0: the main loop does it */
@@ -42,6 +46,8 @@ typedef struct DataConfig {
     const char *needs;      /* a device; no test without it */
     const char *args;       /* more of the command line */
     const char *props;      /* of the controller, in JSON */
+    const char *lun_props;  /* of the disks, in JSON */
+    const char *node_props; /* of their nodes */
     bool direct;            /* O_DIRECT, which wants aligned memory */
     uint64_t more_features; /* for the driver to accept */
     uint64_t less_features;
@@ -137,6 +143,15 @@ void data_hold(MqDev *d, uint16_t lun);
 void data_throttle(MqDev *d, uint16_t lun, bool on);
 void data_wait_taken(MqDev *d, const Request *r);
 
+/* A counter of query-blockstats */
+int64_t data_stat(QTestState *qts, uint16_t lun, const char *what);
+
+/*
+ * A TMF that ends commands that LUN_FILE holds: a reset ends all of them; they
+ * go on after one of them was aborted.
+ */
+void data_run_tmf(MqDev *d, uint32_t subtype, uint64_t tag);
+
 /* On each queue a READ and a WRITE that LUN_FILE holds */
 enum {
     FLIGHT_LBA = 200, FLIGHT_BLOCKS = 4, FLIGHT_SIZE = 2 * NUM_QUEUES,
@@ -156,6 +171,18 @@ void data_framed_lists(MqDev *d, Arena *a, const Cuts *cuts);
 void data_set_write_cache(MqDev *d, Arena *a, const Cuts *cuts, bool on);
 void test_framing(const DataConfig *cfg);
 void test_crowd(const DataConfig *cfg);
+
+/* virtio-scsi-data-merge.c */
+void test_merge(const DataConfig *cfg);
+void test_merge_not(const DataConfig *cfg);
+void test_merge_off(const DataConfig *cfg);
+void test_merge_limit(const DataConfig *cfg);
+void test_merge_throttle(const DataConfig *cfg);
+void test_merge_errors(const DataConfig *cfg);
+void test_merge_stop(const DataConfig *cfg);
+void test_merge_fua(const DataConfig *cfg);
+void test_merge_tmf(const DataConfig *cfg);
+void test_merge_abort(const DataConfig *cfg);
 
 /* virtio-scsi-data-memory.c */
 #define DATA_DIMM_ARGS " -m 128M,slots=4,maxmem=4G"
