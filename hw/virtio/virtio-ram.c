@@ -317,8 +317,41 @@ void virtio_ram_delete(VirtIORam *ram)
  * Views
  */
 
+static inline bool range_has_addr(const RamRange *range, hwaddr addr)
+{
+    return addr - range->start < range->size;
+}
+
+/* How many of the @len bytes at @addr are in @range */
+static inline hwaddr range_limit(const RamRange *range, hwaddr addr, hwaddr len)
+{
+    return MIN(len, range->size - (addr - range->start));
+}
+
+static inline void *range_at(const RamRange *range, hwaddr addr)
+{
+    return range->host + (addr - range->start);
+}
+
+/*
+ * The pin that was used last, if @addr is in its range; otherwise NULL.
+ *
+ * Whoever sees that the range isn't dead may use it: dead ranges are marked
+ * before the list that had them goes by RCU, and pins are removed after that.
+ */
+static inline VirtIORamPin *view_last_at(VirtIORamView *view, hwaddr addr)
+{
+    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
+
+    if (likely(pin && range_has_addr(pin->range, addr) &&
+               !qatomic_read(&pin->range->dead))) {
+        return pin;
+    }
+    return NULL;
+}
+
 /* The range that @addr is in, beginning with the one where the last was */
-static RamRange *view_search(VirtIORamView *view, hwaddr addr, hwaddr *len)
+static RamRange *view_search(VirtIORamView *view, hwaddr addr)
 {
     const RamList *list = view->ram ? qatomic_rcu_read(&view->ram->list) : NULL;
     /* The hint may come from another list. */
@@ -327,9 +360,8 @@ static RamRange *view_search(VirtIORamView *view, hwaddr addr, hwaddr *len)
     for (unsigned tries = 0; list && tries < list->num; tries++) {
         RamRange *range = list->ranges[i];
 
-        if (addr - range->start < range->size) {
+        if (range_has_addr(range, addr)) {
             view->hint = i;
-            *len = MIN(*len, range->size - (addr - range->start));
             return range;
         }
         i = i + 1 < list->num ? i + 1 : 0;
@@ -356,11 +388,8 @@ static VirtIORamPin *view_add_pin(VirtIORamView *view, RamRange *range)
 
 static VirtIORamPin *view_pin_of_range(VirtIORamView *view, RamRange *range)
 {
-    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
+    VirtIORamPin *pin;
 
-    if (likely(pin && pin->range == range)) {
-        return pin;
-    }
     for (pin = qatomic_rcu_read(&view->pins); pin;
          pin = qatomic_rcu_read(&pin->next)) {
         if (pin->range == range) {
@@ -374,20 +403,25 @@ static VirtIORamPin *view_pin_of_range(VirtIORamView *view, RamRange *range)
     return pin;
 }
 
-static bool pin_has_host(const VirtIORamPin *pin, uint8_t *host)
+/* A pin for the range that @addr is in, or NULL if there is no RAM */
+static VirtIORamPin *view_find_pin(VirtIORamView *view, hwaddr addr)
 {
-    return pin->users && host - pin->range->host >= 0 &&
-           host - pin->range->host < pin->range->size;
+    RamRange *range = view_search(view, addr);
+
+    return range ? view_pin_of_range(view, range) : NULL;
+}
+
+static inline bool pin_has_host(const VirtIORamPin *pin, uint8_t *host)
+{
+    return (uintptr_t)host - (uintptr_t)pin->range->host < pin->range->size &&
+           pin->users;
 }
 
 /* Ranges may come back with another host address, but not have the same. */
-static VirtIORamPin *view_pin_of_host(VirtIORamView *view, void *host)
+static VirtIORamPin *view_search_host(VirtIORamView *view, void *host)
 {
-    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
+    VirtIORamPin *pin;
 
-    if (likely(pin && pin_has_host(pin, host))) {
-        return pin;
-    }
     for (pin = qatomic_rcu_read(&view->pins); pin;
          pin = qatomic_rcu_read(&pin->next)) {
         if (pin_has_host(pin, host)) {
@@ -397,33 +431,68 @@ static VirtIORamPin *view_pin_of_host(VirtIORamView *view, void *host)
     return NULL; /* the device is gone */
 }
 
-void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len)
+static inline VirtIORamPin *view_pin_of_host(VirtIORamView *view, void *host)
 {
-    RamRange *range = view_search(view, addr, len);
+    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
 
-    return range ? range->host + (addr - range->start) : NULL;
+    if (likely(pin && pin_has_host(pin, host))) {
+        return pin;
+    }
+    return view_search_host(view, host);
 }
 
-void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len)
+void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len)
 {
-    RamRange *range = view_search(view, addr, len);
-    VirtIORamPin *pin;
+    VirtIORamPin *pin = view_last_at(view, addr);
+    RamRange *range = likely(pin) ? pin->range : view_search(view, addr);
 
     if (!range) {
         return NULL;
     }
-    pin = view_pin_of_range(view, range);
-    qatomic_set(&pin->users, pin->users + 1);
-    return range->host + (addr - range->start);
+    *len = range_limit(range, addr, *len);
+    return range_at(range, addr);
 }
 
-static void view_unpin(VirtIORamView *view, VirtIORamPin *pin)
+void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len)
+{
+    VirtIORamPin *pin = view_last_at(view, addr);
+
+    if (unlikely(!pin)) {
+        pin = view_find_pin(view, addr);
+        if (!pin) {
+            return NULL;
+        }
+    }
+    qatomic_set(&pin->users, pin->users + 1);
+    *len = range_limit(pin->range, addr, *len);
+    return range_at(pin->range, addr);
+}
+
+bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr, hwaddr len,
+                         struct iovec *iov)
+{
+    VirtIORamPin *pin = view_last_at(view, addr);
+
+    if (unlikely(!pin || range_limit(pin->range, addr, len) < len)) {
+        return false;
+    }
+    qatomic_set(&pin->users, pin->users + 1);
+    iov->iov_base = range_at(pin->range, addr);
+    iov->iov_len = len;
+    return true;
+}
+
+static void view_lock_and_remove_dead(VirtIORamView *view)
+{
+    QEMU_LOCK_GUARD(&view->ram->lock);
+    view_remove_dead(view);
+}
+
+static inline void view_unpin(VirtIORamView *view, VirtIORamPin *pin)
 {
     qatomic_set(&pin->users, pin->users - 1);
     if (unlikely(qatomic_read(&pin->range->dead)) && !pin->users) {
-        WITH_QEMU_LOCK_GUARD(&view->ram->lock) {
-            view_remove_dead(view);
-        }
+        view_lock_and_remove_dead(view);
     }
 }
 
@@ -431,7 +500,7 @@ static void view_unpin(VirtIORamView *view, VirtIORamPin *pin)
  * For invalidation only.  With a FlatView, as address_space_cache_init() makes
  * it, it would keep every device alive that was ever mapped beside.
  */
-static void range_changed(const RamRange *range, uint8_t *host, size_t len)
+static void range_set_dirty(const RamRange *range, uint8_t *host, size_t len)
 {
     MemoryRegionCache cache = {
         .ptr = range->host,
@@ -444,15 +513,45 @@ static void range_changed(const RamRange *range, uint8_t *host, size_t len)
     address_space_cache_invalidate(&cache, host - range->host, len);
 }
 
-void virtio_ram_unmap(VirtIORamView *view, void *host, size_t written)
+/*
+ * Usually nobody wants to know: neither does migration go on, nor is there
+ * translated code.  Without Xen (see ram_add()) the memory API does nothing
+ * then, after the same look at the same flags; we look as late as it does, that
+ * is, behind the write.  Migration sets its flag before it reads any page.
+ */
+static inline void range_changed(const RamRange *range, uint8_t *host,
+                                 size_t len)
+{
+    if (unlikely(memory_region_get_dirty_log_mask(range->mr))) {
+        range_set_dirty(range, host, len);
+    }
+}
+
+static inline void view_unmap(VirtIORamView *view, void *host, size_t written)
 {
     VirtIORamPin *pin = view_pin_of_host(view, host);
 
-    if (pin) {
+    if (likely(pin)) {
         if (written) {
             range_changed(pin->range, host, written);
         }
         view_unpin(view, pin);
+    }
+}
+
+void virtio_ram_unmap(VirtIORamView *view, void *host, size_t written)
+{
+    view_unmap(view, host, written);
+}
+
+void virtio_ram_unmap_iov(VirtIORamView *view, const struct iovec *iov,
+                          unsigned num, size_t written)
+{
+    for (unsigned i = 0; i < num; i++) {
+        size_t here = MIN(written, iov[i].iov_len);
+
+        view_unmap(view, iov[i].iov_base, here);
+        written -= here;
     }
 }
 

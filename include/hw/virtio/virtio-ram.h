@@ -79,6 +79,21 @@ void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len);
 void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len);
 
 /**
+ * virtio_ram_map_near:
+ * @view: a view
+ * @addr: guest physical address, as the device sees it
+ * @len: bytes
+ * @iov: where to store the buffer
+ *
+ * A quick virtio_ram_map() for a buffer that lies where the last one did.
+ *
+ * Context: owner of @view, within rcu_read_lock().
+ * Returns: false if it doesn't, not all of it; nothing is mapped then.
+ */
+bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr, hwaddr len,
+                         struct iovec *iov);
+
+/**
  * virtio_ram_unmap:
  * @view: a view
  * @host: what virtio_ram_map() has returned
@@ -87,6 +102,18 @@ void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len);
  * Context: owner of @view, within rcu_read_lock().
  */
 void virtio_ram_unmap(VirtIORamView *view, void *host, size_t written);
+
+/**
+ * virtio_ram_unmap_iov:
+ * @view: a view
+ * @iov: buffers from virtio_ram_map()
+ * @num: how many
+ * @written: bytes that were changed there, from the first one on
+ *
+ * Context: owner of @view, within rcu_read_lock().
+ */
+void virtio_ram_unmap_iov(VirtIORamView *view, const struct iovec *iov,
+                          unsigned num, size_t written);
 
 /**
  * virtio_ram_hand_over:
