@@ -21,6 +21,7 @@
 
 #include "block/aio-wait.h"
 #include "hw/scsi/scsi.h"
+#include "scsi/constants.h"
 
 /* The class of a device, without a checked cast: hot path */
 static inline SCSIDeviceClass *scsi_device_class(SCSIDevice *d)
@@ -148,7 +149,12 @@ static inline void scsi_bus_tell_waiters(SCSIBus *bus)
  * Context: any thread.
  * Returns: true if the bus answers the command, and not @d.
  */
-bool scsi_target_answers(SCSIDevice *d, uint32_t lun, uint8_t opcode);
+static inline bool scsi_target_answers(const SCSIDevice *d, uint32_t lun,
+                                       uint8_t opcode)
+{
+    return lun != d->lun || opcode == REPORT_LUNS ||
+           (opcode == REQUEST_SENSE && scsi_held_sense_present(&d->held_sense));
+}
 
 /** scsi_target_alloc: a request that the bus answers. Context: any of @d's. */
 SCSIRequest *scsi_target_alloc(SCSIDevice *d, uint32_t tag, uint32_t lun,
@@ -168,6 +174,19 @@ SCSIRequest *scsi_target_alloc(SCSIDevice *d, uint32_t tag, uint32_t lun,
 SCSIRequest *scsi_target_alloc_refusal(SCSIDevice *d, uint32_t tag,
                                        uint32_t lun, void *hba_private,
                                        SCSISense sense);
+
+/**
+ * scsi_target_has_attention:
+ * @d: the LUN
+ *
+ * A hint, see scsi_attention_pending().  Context: any thread.
+ * Returns: true if scsi_target_claim_attention() may find something.
+ */
+static inline bool scsi_target_has_attention(SCSIDevice *d)
+{
+    return scsi_attention_pending(&d->attention) ||
+           scsi_attention_pending(&scsi_bus_from_device(d)->attention);
+}
 
 /**
  * scsi_target_claim_attention:

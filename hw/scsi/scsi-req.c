@@ -146,22 +146,32 @@ static void req_free(SCSIRequest *req)
     scsi_bus_tell_waiters(bus);
 }
 
-/** scsi_req_ref: take a reference. Context: the request's AioContext. */
-SCSIRequest *scsi_req_ref(SCSIRequest *req)
+static inline void req_ref(SCSIRequest *req)
 {
     req->refcount++;
     assert(req->refcount > 1);
-    return req;
 }
 
-/** scsi_req_unref: drop a reference. Context: the request's AioContext. */
-void scsi_req_unref(SCSIRequest *req)
+static inline void req_unref(SCSIRequest *req)
 {
     assert(req->refcount);
     req->refcount--;
     if (!req->refcount) {
         req_free(req);
     }
+}
+
+/** scsi_req_ref: take a reference. Context: the request's AioContext. */
+SCSIRequest *scsi_req_ref(SCSIRequest *req)
+{
+    req_ref(req);
+    return req;
+}
+
+/** scsi_req_unref: drop a reference. Context: the request's AioContext. */
+void scsi_req_unref(SCSIRequest *req)
+{
+    req_unref(req);
 }
 
 /**
@@ -174,7 +184,7 @@ void scsi_req_unref(SCSIRequest *req)
 void scsi_req_unref_detach_hba(SCSIRequest *req)
 {
     req->hba_private = NULL;
-    scsi_req_unref(req);
+    req_unref(req);
 }
 
 static void trace_parsed(SCSIDevice *d, uint32_t lun, uint32_t tag,
@@ -261,7 +271,8 @@ SCSIRequest *scsi_req_new(SCSIDevice *d, uint32_t tag, uint32_t lun,
     if (!buf_len) {
         buf = &nothing; /* shorter than any CDB, so it will be refused */
     }
-    ua = scsi_target_claim_attention(d, tag, lun, buf[0], hba_private);
+    ua = scsi_target_has_attention(d)
+         ? scsi_target_claim_attention(d, tag, lun, buf[0], hba_private) : NULL;
     return req_create(d, ua, tag, lun, buf, buf_len, hba_private);
 }
 
@@ -301,7 +312,7 @@ void scsi_req_launch(SCSIRequest *req)
     const SCSIBusInfo *info = req->bus->info;
 
     assert(!req->enqueued);
-    scsi_req_ref(req);
+    req_ref(req);
     if (info->get_iov) {
         req->iov = info->get_iov(req, req->cmd.xfer);
     } else if (info->get_sg_list) {
@@ -331,7 +342,7 @@ static void req_dequeue(SCSIRequest *req)
     if (req->enqueued) {
         req->enqueued = false;
         QTAILQ_REMOVE(&req->lane->requests, req, next);
-        scsi_req_unref(req);
+        req_unref(req);
     }
 }
 
@@ -354,9 +365,9 @@ int32_t scsi_req_enqueue(SCSIRequest *req)
     scsi_req_launch(req);
 
     /* The LUN may complete it at once. */
-    scsi_req_ref(req);
+    req_ref(req);
     len = req->ops->send_command(req, req->cmd.buf);
-    scsi_req_unref(req);
+    req_unref(req);
     return len;
 }
 
@@ -553,7 +564,7 @@ static void req_end(SCSIRequest *req, ReqEnd how)
 {
     const SCSIBusInfo *info = req->bus->info;
 
-    scsi_req_ref(req);
+    req_ref(req);
     req_dequeue(req);
     if (how == REQ_COMPLETED) {
         info->complete(req, req->residual);
@@ -565,7 +576,22 @@ static void req_end(SCSIRequest *req, ReqEnd how)
 
     /* However it ended: who wanted to cancel it needs to wait no longer. */
     notifier_list_notify(&req->cancel_notifiers, req);
-    scsi_req_unref(req);
+    req_unref(req);
+}
+
+/* For a later REQUEST SENSE.  Usually there is nothing to hold or to drop. */
+static void req_hold_sense(SCSIRequest *req)
+{
+    SCSIHeldSense *held = &req->dev->held_sense;
+
+    if (!req->sense_len && !scsi_held_sense_present(held)) {
+        return;
+    }
+    if (req->lun == req->dev->lun || req->lun == 0) {
+        /* Not if the LUN only stood in for one that doesn't exist */
+        scsi_held_sense_set(held, req->sense, req->sense_len,
+                            scsi_target_is_attention(req));
+    }
 }
 
 /* A request ends once. */
@@ -589,11 +615,7 @@ void scsi_req_complete(SCSIRequest *req, int status)
     if (status == GOOD) {
         req->sense_len = 0;
     }
-    if (req->lun == req->dev->lun || req->lun == 0) {
-        /* Not if the LUN only stood in for one that doesn't exist */
-        scsi_held_sense_set(&req->dev->held_sense, req->sense, req->sense_len,
-                            scsi_target_is_attention(req));
-    }
+    req_hold_sense(req);
     req_end(req, REQ_COMPLETED);
 }
 
@@ -640,7 +662,7 @@ static bool req_has_io(const SCSIRequest *req)
  */
 static void req_cancel(SCSIRequest *req, void (*cancel_aio)(BlockAIOCB *acb))
 {
-    scsi_req_ref(req);
+    req_ref(req);
     req_set_retry(req, false);
     req->io_canceled = true;
     if (!req_has_io(req)) {
@@ -661,7 +683,7 @@ void scsi_req_cancel_complete(SCSIRequest *req)
 {
     assert(req->io_canceled);
     req_end(req, REQ_CANCELLED);
-    scsi_req_unref(req);
+    req_unref(req);
 }
 
 /**
@@ -698,10 +720,10 @@ void scsi_req_cancel(SCSIRequest *req)
 {
     trace_scsi_req_cancel(req->dev->id, req->lun, req->tag);
     if (req->enqueued && !req->io_canceled) {
-        scsi_req_ref(req);
+        req_ref(req);
         req_cancel(req, blk_aio_cancel);
         AIO_WAIT_WHILE_UNLOCKED(NULL, req->enqueued);
-        scsi_req_unref(req);
+        req_unref(req);
     }
 }
 

@@ -96,9 +96,7 @@ SCSIRequest *scsi_target_claim_attention(SCSIDevice *d, uint32_t tag,
     SCSIRequest *req;
     SCSISense sense;
 
-    if ((!scsi_attention_pending(&d->attention) &&
-         !scsi_attention_pending(&bus->attention)) ||
-        lun != d->lun || ignores_attention(d, opcode)) {
+    if (lun != d->lun || ignores_attention(d, opcode)) {
         return NULL;
     }
 
@@ -321,10 +319,4 @@ SCSIRequest *scsi_target_alloc(SCSIDevice *d, uint32_t tag, uint32_t lun,
                                void *hba_private)
 {
     return scsi_req_alloc(&target_ops, d, tag, lun, hba_private);
-}
-
-bool scsi_target_answers(SCSIDevice *d, uint32_t lun, uint8_t opcode)
-{
-    return lun != d->lun || opcode == REPORT_LUNS ||
-           (opcode == REQUEST_SENSE && scsi_held_sense_present(&d->held_sense));
 }
