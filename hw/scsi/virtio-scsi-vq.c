@@ -64,7 +64,9 @@ static size_t cmd_resp_size(const VirtIOSCSIReq *req)
 
 static void cmd_free(VirtIOSCSIReq *req, VirtIOSCSIQueue *q)
 {
-    g_free(req->own_iov);
+    if (unlikely(req->own_iov)) {
+        g_free(req->own_iov);
+    }
     scsi_pool_put(&q->pool, req, req->size);
 }
 
@@ -334,19 +336,28 @@ static int cmd_parse_buffers(VirtIOSCSIReq *req, size_t hdr_size)
     return 0;
 }
 
+/* False if the buffers are too small */
+static inline bool cmd_read_header(VirtIOSCSIReq *req, size_t size)
+{
+    return iov_to_buf(req->elem.out_sg, req->elem.out_num, 0, &req->hdr,
+                      size) == size;
+}
+
 /* Fill in a @req that was just allocated. */
 static int cmd_parse(VirtIOSCSIReq *req, VirtIOSCSIQueue *q, CmdSizes sizes)
 {
     const size_t zero_from = offsetof(VirtIOSCSIReq, queue);
     const size_t zero_to = offsetof(VirtIOSCSIReq, hdr);
+    /* The compiler makes moves of a copy of constant size. */
+    const size_t usual_size = sizeof(req->hdr) + VIRTIO_SCSI_CDB_DEFAULT_SIZE;
     size_t hdr_size = sizeof(req->hdr) + sizes.cdb;
 
     memset((char *)req + zero_from, 0, zero_to - zero_from);
     req->queue = q;
     req->sense_size = sizes.sense;
 
-    if (iov_to_buf(req->elem.out_sg, req->elem.out_num, 0, &req->hdr,
-                   hdr_size) < hdr_size) {
+    if (likely(hdr_size == usual_size) ? !cmd_read_header(req, usual_size)
+                                       : !cmd_read_header(req, hdr_size)) {
         return -EINVAL;
     }
     return cmd_parse_buffers(req, hdr_size);
