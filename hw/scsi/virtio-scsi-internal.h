@@ -91,6 +91,12 @@ struct VirtIOSCSIQueue {
     bool running;               /* the handler */
     bool own_kick;              /* we have set the host notifier ourselves */
     unsigned filled;            /* used elements that the guest can't see yet */
+
+    /* The same; within one call of the handler, where no LUN goes */
+    bool in_batch;
+    uint64_t batch_lun_field;   /* LUN field of the last command, as it came */
+    SCSIDevice *batch_lun;      /* and what it found; NULL: nothing */
+
     SCSIPool pool;              /* for VirtIOSCSIReq */
     SCSIMergeBatch neighbours;  /* of the handler that is running */
 

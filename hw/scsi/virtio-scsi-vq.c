@@ -440,17 +440,32 @@ static void cmd_transfer(VirtIOSCSIReq *req)
     }
 }
 
+/* No reference: before the LUN can die, the bus visits our AioContext. */
+static SCSIDevice *cmd_find_lun(const VirtIOSCSIReq *req)
+{
+    VirtIOSCSIQueue *q = req->queue;
+    uint64_t field = ldq_he_p(req->hdr.lun);
+
+    if (q->batch_lun && field == q->batch_lun_field) {
+        return q->batch_lun;
+    }
+    if (!q->in_batch) {
+        return virtio_scsi_lun_find(q->dev, req->hdr.lun);
+    }
+    q->batch_lun_field = field;
+    q->batch_lun = virtio_scsi_lun_find(q->dev, req->hdr.lun);
+    return q->batch_lun;
+}
+
 static void cmd_submit(VirtIOSCSIReq *req, size_t cdb_size)
 {
-    VirtIOSCSI *s = req->queue->dev;
     unsigned lun = virtio_scsi_lun_number(req->hdr.lun);
     SCSIRequest *sreq;
     SCSIDevice *d;
 
     trace_virtio_scsi_cmd_req(lun, req->hdr.tag, req->hdr.cdb[0]);
 
-    /* No reference: before the LUN can die, the bus visits our AioContext. */
-    d = virtio_scsi_lun_find(s, req->hdr.lun);
+    d = cmd_find_lun(req);
     if (!d) {
         cmd_finish(req, VIRTIO_SCSI_S_BAD_TARGET, &req->queue->stats.failed);
         return;
@@ -547,14 +562,17 @@ void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q)
 static bool queue_run_batch(VirtIOSCSIQueue *q)
 {
     VirtIOSCSIReq *req;
+    bool more = true;
 
-    for (int n = 0; n < CMD_BATCH; n++) {
+    /* With the BQL, a guest's buffer may be a register that does anything. */
+    q->in_batch = !bql_locked();
+    for (int n = 0; more && n < CMD_BATCH; n++) {
         req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
-        if (!req || !cmd_process(req, q, cmd_sizes(q->dev))) {
-            return false;
-        }
+        more = req && cmd_process(req, q, cmd_sizes(q->dev));
     }
-    return true;
+    q->in_batch = false;
+    q->batch_lun = NULL;
+    return more;
 }
 
 /* Call the handler again, from a bottom half of the queue's owner. */
