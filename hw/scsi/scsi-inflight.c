@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/host-utils.h"
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "block/aio-wait.h"
@@ -15,6 +16,27 @@
 #include "system/block-backend.h"
 #include "system/runstate.h"
 #include "scsi-internal.h"
+
+static void inflight_make_slots(SCSIInflight *f)
+{
+    unsigned num_slots;
+
+    assert(f->num <= UINT16_MAX);
+    f->slots_log2 = ctz64(pow2ceil(4 * f->num));
+    num_slots = 1u << f->slots_log2;
+    f->slots = g_new(uint16_t, num_slots);
+    for (unsigned slot = 0; slot < num_slots; slot++) {
+        f->slots[slot] = f->num;
+    }
+    for (unsigned i = 0; i < f->num; i++) {
+        unsigned slot = scsi_inflight_slot(f, f->contexts[i]);
+
+        while (f->slots[slot] < f->num) {
+            slot = scsi_inflight_next_slot(f, slot);
+        }
+        f->slots[slot] = i;
+    }
+}
 
 void scsi_inflight_init(SCSIInflight *f, AioContext *const *contexts,
                         unsigned num)
@@ -28,6 +50,7 @@ void scsi_inflight_init(SCSIInflight *f, AioContext *const *contexts,
         f->lanes[i] = (SCSILane) { .ctx = contexts[i] };
         QTAILQ_INIT(&f->lanes[i].requests);
     }
+    inflight_make_slots(f);
 }
 
 void scsi_inflight_destroy(SCSIInflight *f)
@@ -37,6 +60,7 @@ void scsi_inflight_destroy(SCSIInflight *f)
     }
     assert(!f->aborts && !f->restarts);
     qemu_vfree(f->lanes);
+    g_free(f->slots);
     *f = (SCSIInflight) { .num = 0 };
 }
 

@@ -72,6 +72,29 @@ static void test_lanes(void)
     tear_down(&f);
 }
 
+/*
+ * Many lanes, of AioContexts that are never used: far apart, and side by side
+ * at the least distance that memory for them can have.
+ */
+static void test_many_lanes(void)
+{
+    enum { NUM = 300 };
+    g_autofree AioContext **many = g_new(AioContext *, NUM);
+    SCSIInflight f;
+
+    for (unsigned i = 0; i < NUM; i++) {
+        many[i] = (AioContext *)(i % 2 ? 0x1000 + 16 * (uintptr_t)i
+                                       : 0x10000 * (uintptr_t)(i + 1));
+    }
+    for (unsigned num = 1; num <= NUM; num++) {
+        scsi_inflight_init(&f, many, num);
+        for (unsigned i = 0; i < num; i++) {
+            g_assert_true(scsi_inflight_lane_of(&f, many[i]) == &f.lanes[i]);
+        }
+        scsi_inflight_destroy(&f);
+    }
+}
+
 /* An AioContext that nobody has announced is a bug, not a race. */
 static void test_foreign_context(void)
 {
@@ -520,6 +543,7 @@ int main(int argc, char **argv)
     qemu_init_main_loop(&error_abort);
     g_test_init(&argc, &argv, NULL);
     g_test_add_func("/scsi-inflight/lanes", test_lanes);
+    g_test_add_func("/scsi-inflight/many-lanes", test_many_lanes);
     g_test_add_func("/scsi-inflight/foreign-context", test_foreign_context);
     g_test_add_func("/scsi-inflight/abort", test_abort);
     g_test_add_func("/scsi-inflight/abort-twice", test_abort_twice);

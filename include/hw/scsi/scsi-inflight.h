@@ -41,6 +41,8 @@ typedef struct SCSIInflight {
     unsigned num;
     AioContext *const *contexts;    /* what lanes[i].ctx is, in fewer lines */
     SCSILane *lanes;
+    uint16_t *slots;            /* hash table of indices; num: free slot */
+    unsigned slots_log2;        /* there are so many, at least 4 * num */
 
     unsigned aborts;            /* under way; main loop only */
     unsigned restarts;          /* lanes yet to be restarted; atomic */
@@ -79,7 +81,7 @@ struct SCSIAbort {
  * scsi_inflight_init:
  * @f: lanes of a LUN
  * @contexts: the AioContexts that may submit requests; must outlive @f
- * @num: how many
+ * @num: how many, less than 65536
  *
  * Context: BQL held.
  */
@@ -88,6 +90,24 @@ void scsi_inflight_init(SCSIInflight *f, AioContext *const *contexts,
 
 /** scsi_inflight_destroy: all lanes must be empty. Context: BQL held. */
 void scsi_inflight_destroy(SCSIInflight *f);
+
+/*
+ * Where to look for @ctx first, and then.  Most slots are free, so in the mean
+ * it is found at once, however many AioContexts there are.
+ */
+static inline unsigned scsi_inflight_slot(const SCSIInflight *f,
+                                          const AioContext *ctx)
+{
+    /* Fibonacci hashing; the lowest bits are the same for all */
+    return (uint32_t)((uintptr_t)ctx >> 4) * 0x9e3779b1u >>
+           (32 - f->slots_log2);
+}
+
+static inline unsigned scsi_inflight_next_slot(const SCSIInflight *f,
+                                               unsigned slot)
+{
+    return (slot + 1) & ((1u << f->slots_log2) - 1);
+}
 
 /**
  * scsi_inflight_lane_of:
@@ -99,10 +119,15 @@ void scsi_inflight_destroy(SCSIInflight *f);
 static inline SCSILane *scsi_inflight_lane_of(const SCSIInflight *f,
                                               const AioContext *ctx)
 {
-    for (unsigned i = 0; i < f->num; i++) {
-        if (f->contexts[i] == ctx) {
+    unsigned slot = scsi_inflight_slot(f, ctx);
+
+    while (likely(f->slots[slot] < f->num)) {
+        unsigned i = f->slots[slot];
+
+        if (likely(f->contexts[i] == ctx)) {
             return &f->lanes[i];
         }
+        slot = scsi_inflight_next_slot(f, slot);
     }
     /* The HBA must announce it by scsi_bus_set_contexts(). */
     g_assert_not_reached();
