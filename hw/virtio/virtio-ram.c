@@ -11,18 +11,11 @@
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "qemu/rcu.h"
+#include "hw/virtio/virtio.h"
 #include "hw/virtio/virtio-ram.h"
 #include "system/xen.h"
 
-typedef struct RamRange {
-    hwaddr start;
-    hwaddr size;
-    uint8_t *host;
-    MemoryRegion *mr;
-    hwaddr offset;          /* of start in mr */
-    unsigned refs;          /* atomic: lists, pins */
-    bool dead;              /* atomic: not in the current list any more */
-} RamRange;
+typedef VirtIORamRange RamRange;
 
 typedef struct RamList {
     struct rcu_head rcu;
@@ -30,13 +23,6 @@ typedef struct RamList {
     unsigned num;
     RamRange *ranges[];     /* the biggest first */
 } RamList;
-
-struct VirtIORamPin {
-    struct rcu_head rcu;
-    unsigned users;         /* owner; read by others when the range is dead */
-    RamRange *range;
-    VirtIORamPin *next;     /* RCU, changed with the lock */
-} QEMU_ALIGNED(64);
 
 struct VirtIORam {
     MemoryListener listener;
@@ -317,11 +303,6 @@ void virtio_ram_delete(VirtIORam *ram)
  * Views
  */
 
-static inline bool range_has_addr(const RamRange *range, hwaddr addr)
-{
-    return addr - range->start < range->size;
-}
-
 /* How many of the @len bytes at @addr are in @range */
 static inline hwaddr range_limit(const RamRange *range, hwaddr addr, hwaddr len)
 {
@@ -331,23 +312,6 @@ static inline hwaddr range_limit(const RamRange *range, hwaddr addr, hwaddr len)
 static inline void *range_at(const RamRange *range, hwaddr addr)
 {
     return range->host + (addr - range->start);
-}
-
-/*
- * The pin that was used last, if @addr is in its range; otherwise NULL.
- *
- * Whoever sees that the range isn't dead may use it: dead ranges are marked
- * before the list that had them goes by RCU, and pins are removed after that.
- */
-static inline VirtIORamPin *view_last_at(VirtIORamView *view, hwaddr addr)
-{
-    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
-
-    if (likely(pin && range_has_addr(pin->range, addr) &&
-               !qatomic_read(&pin->range->dead))) {
-        return pin;
-    }
-    return NULL;
 }
 
 /* The range that @addr is in, beginning with the one where the last was */
@@ -360,7 +324,7 @@ static RamRange *view_search(VirtIORamView *view, hwaddr addr)
     for (unsigned tries = 0; list && tries < list->num; tries++) {
         RamRange *range = list->ranges[i];
 
-        if (range_has_addr(range, addr)) {
+        if (virtio_ram_range_has(range, addr)) {
             view->hint = i;
             return range;
         }
@@ -443,7 +407,7 @@ static inline VirtIORamPin *view_pin_of_host(VirtIORamView *view, void *host)
 
 void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len)
 {
-    VirtIORamPin *pin = view_last_at(view, addr);
+    VirtIORamPin *pin = virtio_ram_last_at(view, addr);
     RamRange *range = likely(pin) ? pin->range : view_search(view, addr);
 
     if (!range) {
@@ -455,7 +419,7 @@ void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len)
 
 void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len)
 {
-    VirtIORamPin *pin = view_last_at(view, addr);
+    VirtIORamPin *pin = virtio_ram_last_at(view, addr);
 
     if (unlikely(!pin)) {
         pin = view_find_pin(view, addr);
@@ -466,20 +430,6 @@ void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len)
     qatomic_set(&pin->users, pin->users + 1);
     *len = range_limit(pin->range, addr, *len);
     return range_at(pin->range, addr);
-}
-
-bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr, hwaddr len,
-                         struct iovec *iov)
-{
-    VirtIORamPin *pin = view_last_at(view, addr);
-
-    if (unlikely(!pin || range_limit(pin->range, addr, len) < len)) {
-        return false;
-    }
-    qatomic_set(&pin->users, pin->users + 1);
-    iov->iov_base = range_at(pin->range, addr);
-    iov->iov_len = len;
-    return true;
 }
 
 static void view_lock_and_remove_dead(VirtIORamView *view)
@@ -544,14 +494,17 @@ void virtio_ram_unmap(VirtIORamView *view, void *host, size_t written)
     view_unmap(view, host, written);
 }
 
-void virtio_ram_unmap_iov(VirtIORamView *view, const struct iovec *iov,
-                          unsigned num, size_t written)
+void virtio_ram_unmap_element(VirtIORamView *view, const VirtQueueElement *elem,
+                              size_t written)
 {
-    for (unsigned i = 0; i < num; i++) {
-        size_t here = MIN(written, iov[i].iov_len);
+    for (unsigned i = 0; i < elem->in_num; i++) {
+        size_t here = MIN(written, elem->in_sg[i].iov_len);
 
-        view_unmap(view, iov[i].iov_base, here);
+        view_unmap(view, elem->in_sg[i].iov_base, here);
         written -= here;
+    }
+    for (unsigned i = 0; i < elem->out_num; i++) {
+        view_unmap(view, elem->out_sg[i].iov_base, 0);
     }
 }
 

@@ -26,9 +26,28 @@
 #define HW_VIRTIO_VIRTIO_RAM_H
 
 #include "exec/memory.h"
+#include "qemu/rcu.h"
 
 typedef struct VirtIORam VirtIORam;
 typedef struct VirtIORamPin VirtIORamPin;
+
+/* The two are for virtio-ram.c, and what stands in line here. */
+typedef struct VirtIORamRange {
+    hwaddr start;
+    hwaddr size;
+    uint8_t *host;
+    MemoryRegion *mr;
+    hwaddr offset;          /* of start in mr */
+    unsigned refs;          /* atomic: lists, pins */
+    bool dead;              /* atomic: not in the current list any more */
+} VirtIORamRange;
+
+struct VirtIORamPin {
+    struct rcu_head rcu;
+    unsigned users;         /* owner; read by others when the range is dead */
+    VirtIORamRange *range;
+    VirtIORamPin *next;     /* RCU, changed with the lock */
+} QEMU_ALIGNED(64);
 
 /** VirtIORamView: what one virtqueue uses of its device's RAM */
 typedef struct VirtIORamView {
@@ -43,6 +62,30 @@ typedef struct VirtIORamView {
     QLIST_ENTRY(VirtIORamView) next;
     bool listed;
 } VirtIORamView;
+
+static inline bool virtio_ram_range_has(const VirtIORamRange *range,
+                                        hwaddr addr)
+{
+    return addr - range->start < range->size;
+}
+
+/*
+ * The pin that was used last, if @addr is in its range; otherwise NULL.
+ *
+ * Whoever sees that the range isn't dead may use it: dead ranges are marked
+ * before the list that had them goes by RCU, and pins are removed after that.
+ */
+static inline VirtIORamPin *virtio_ram_last_at(VirtIORamView *view,
+                                               hwaddr addr)
+{
+    VirtIORamPin *pin = qatomic_rcu_read(&view->last);
+
+    if (likely(pin && virtio_ram_range_has(pin->range, addr) &&
+               !qatomic_read(&pin->range->dead))) {
+        return pin;
+    }
+    return NULL;
+}
 
 /**
  * virtio_ram_new:
@@ -90,8 +133,24 @@ void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len);
  * Context: owner of @view, within rcu_read_lock().
  * Returns: false if it doesn't, not all of it; nothing is mapped then.
  */
-bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr, hwaddr len,
-                         struct iovec *iov);
+static inline bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr,
+                                       hwaddr len, struct iovec *iov)
+{
+    VirtIORamPin *pin = virtio_ram_last_at(view, addr);
+    hwaddr offset;
+
+    if (unlikely(!pin)) {
+        return false;
+    }
+    offset = addr - pin->range->start;
+    if (unlikely(len > pin->range->size - offset)) {
+        return false;
+    }
+    qatomic_set(&pin->users, pin->users + 1);
+    iov->iov_base = pin->range->host + offset;
+    iov->iov_len = len;
+    return true;
+}
 
 /**
  * virtio_ram_unmap:
@@ -104,16 +163,16 @@ bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr, hwaddr len,
 void virtio_ram_unmap(VirtIORamView *view, void *host, size_t written);
 
 /**
- * virtio_ram_unmap_iov:
+ * virtio_ram_unmap_element:
  * @view: a view
- * @iov: buffers from virtio_ram_map()
- * @num: how many
- * @written: bytes that were changed there, from the first one on
+ * @elem: all its buffers are from virtio_ram_map()
+ * @written: bytes that were changed, from the first one of in_sg on
  *
  * Context: owner of @view, within rcu_read_lock().
  */
-void virtio_ram_unmap_iov(VirtIORamView *view, const struct iovec *iov,
-                          unsigned num, size_t written);
+void virtio_ram_unmap_element(VirtIORamView *view,
+                              const struct VirtQueueElement *elem,
+                              size_t written);
 
 /**
  * virtio_ram_hand_over:
