@@ -335,15 +335,17 @@ static void req_set_retry(SCSIRequest *req, bool retry)
     }
 }
 
-static void req_dequeue(SCSIRequest *req)
+/* True if it was enqueued; the list's reference is the caller's then. */
+static bool req_dequeue(SCSIRequest *req)
 {
     trace_scsi_req_dequeue(req->dev->id, req->lun, req->tag);
     req_set_retry(req, false);
-    if (req->enqueued) {
-        req->enqueued = false;
-        QTAILQ_REMOVE(&req->lane->requests, req, next);
-        req_unref(req);
+    if (!req->enqueued) {
+        return false;
     }
+    req->enqueued = false;
+    QTAILQ_REMOVE(&req->lane->requests, req, next);
+    return true;
 }
 
 /**
@@ -564,8 +566,9 @@ static void req_end(SCSIRequest *req, ReqEnd how)
 {
     const SCSIBusInfo *info = req->bus->info;
 
-    req_ref(req);
-    req_dequeue(req);
+    if (!req_dequeue(req)) {
+        req_ref(req);
+    }
     if (how == REQ_COMPLETED) {
         info->complete(req, req->residual);
     } else if (how == REQ_FAILED) {
@@ -750,8 +753,10 @@ void scsi_req_restart(SCSIRequest *req)
     }
     if (req->cmd.mode == SCSI_XFER_NONE) {
         /* No data phase to repeat: once more from the start */
-        req_dequeue(req);
-        scsi_req_enqueue(req);
+        if (req_dequeue(req)) {
+            scsi_req_enqueue(req);
+            req_unref(req);
+        }
     } else {
         req_set_retry(req, false);
         if ((req->sg || req->iov) && !req->dma_started) {

@@ -36,6 +36,7 @@
 struct VirtIOSCSIReq {
     VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
     size_t size;                /* of the allocation */
+    QEMUIOVector iov;           /* what virtio_scsi_cmd_iov() has returned */
 
     /* From here on cleared for each command */
     VirtIOSCSIQueue *queue;
@@ -50,7 +51,6 @@ struct VirtIOSCSIReq {
     size_t data_size;
     size_t data_start;          /* bytes before them in their direction */
     enum SCSIXferMode mode;     /* this direction */
-    QEMUIOVector iov;           /* as many of them as the CDB asks for */
     struct iovec *own_iov;      /* allocated for @iov; may be NULL */
     size_t data_in;             /* bytes that have been written */
     uint32_t sense_size;        /* what the driver has room for */
