@@ -11,6 +11,7 @@
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
 #include "block/aio-wait.h"
+#include "block/block.h"
 #include "qemu/memalign.h"
 #include "qemu/module.h"
 #include "qemu/rcu.h"
@@ -121,23 +122,39 @@ static unsigned bus_count_parked(const GPtrArray *luns)
     return count;
 }
 
-/**
- * scsi_bus_wait_idle:
- * @bus: a bus whose HBA submits no new requests
- *
- * Wait until all requests have ended or wait for the VM to be resumed, and no
- * handler or callback of any is under way.  Requests that somebody's drain
- * holds back are made to wait for the VM, too, so all that this waits for is
- * I/O that is under way.  Runs the main loop's event loop meanwhile.
- *
- * Context: main loop, BQL held.
- * Returns: true if more requests wait for the VM than before.
+/*
+ * If @others is set, also count jobs and other users of its node.  A job may
+ * have ended meanwhile, and put in another node, which isn't drained.
  */
-bool scsi_bus_wait_idle(SCSIBus *bus)
+static bool lun_is_busy(SCSIDevice *d, bool others)
 {
-    g_autoptr(GPtrArray) luns = scsi_bus_list(bus);
-    unsigned before = bus_count_parked(luns);
+    BlockBackend *blk = d->conf.blk;
 
+    if (!scsi_inflight_is_idle(&d->inflight)) {
+        return true;
+    }
+    if (!others || !blk || !blk_bs(blk) || !blk_in_drain(blk)) {
+        return false;
+    }
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    return bdrv_drain_poll(blk_bs(blk), NULL, false);
+}
+
+static SCSIDevice *bus_find_busy(const GPtrArray *luns, bool others)
+{
+    for (unsigned i = 0; i < luns->len; i++) {
+        SCSIDevice *d = g_ptr_array_index(luns, i);
+
+        if (lun_is_busy(d, others)) {
+            return d;
+        }
+    }
+    return NULL;
+}
+
+SCSIDevice *scsi_bus_begin_idle(SCSIBus *bus, const GPtrArray *luns,
+                                const bool *give_up)
+{
     /* Handlers that are running end, and later ones know that we wait. */
     qatomic_inc(&bus->idle_waiters);
     aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
@@ -149,11 +166,16 @@ bool scsi_bus_wait_idle(SCSIBus *bus)
             blk_cancel_begin(d->conf.blk);
         }
     }
-    for (unsigned i = 0; i < luns->len; i++) {
-        SCSIDevice *d = g_ptr_array_index(luns, i);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, bus_find_busy(luns, give_up) &&
+                                  !(give_up && *give_up));
 
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !scsi_inflight_is_idle(&d->inflight));
-    }
+    /* The callback of the last one may not have returned yet. */
+    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
+    return bus_find_busy(luns, give_up);
+}
+
+void scsi_bus_end_idle(SCSIBus *bus, const GPtrArray *luns)
+{
     for (unsigned i = 0; i < luns->len; i++) {
         SCSIDevice *d = g_ptr_array_index(luns, i);
 
@@ -161,10 +183,26 @@ bool scsi_bus_wait_idle(SCSIBus *bus)
             blk_cancel_end(d->conf.blk);
         }
     }
-
-    /* The callback of the last one may not have returned yet. */
-    aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
     qatomic_dec(&bus->idle_waiters);
+}
+
+/**
+ * scsi_bus_wait_idle:
+ * @bus: a bus whose HBA submits no new requests
+ *
+ * Wait as scsi_bus_begin_idle() does.  All that this waits for is I/O that is
+ * under way.
+ *
+ * Context: main loop, BQL held.
+ * Returns: true if more requests wait for the VM than before.
+ */
+bool scsi_bus_wait_idle(SCSIBus *bus)
+{
+    g_autoptr(GPtrArray) luns = scsi_bus_list(bus);
+    unsigned before = bus_count_parked(luns);
+
+    scsi_bus_begin_idle(bus, luns, NULL);
+    scsi_bus_end_idle(bus, luns);
     return bus_count_parked(luns) > before;
 }
 
@@ -369,34 +407,48 @@ static void scsi_device_class_init(ObjectClass *klass, void *data)
  * Buses
  */
 
-static void bus_free_contexts(SCSIBus *bus)
+static void pools_free(SCSIPool *pools, unsigned num)
 {
-    for (unsigned i = 0; i < bus->num_contexts; i++) {
-        scsi_pool_clear(&bus->pools[i]);
+    for (unsigned i = 0; i < num; i++) {
+        scsi_pool_clear(&pools[i]);
     }
-    g_clear_pointer(&bus->pools, qemu_vfree);
-    g_clear_pointer(&bus->contexts, g_free);
-    bus->num_contexts = 0;
+    qemu_vfree(pools);
+}
+
+static SCSIPool *pools_new(unsigned num)
+{
+    SCSIPool *pools = qemu_memalign(__alignof__(SCSIPool),
+                                    num * sizeof(SCSIPool));
+
+    for (unsigned i = 0; i < num; i++) {
+        scsi_pool_init(&pools[i], REQ_BLOCK_SIZE);
+    }
+    return pools;
 }
 
 void scsi_bus_set_contexts(SCSIBus *bus, AioContext *const *contexts,
                            unsigned num)
 {
-    GLOBAL_STATE_CODE();
-    assert(QTAILQ_EMPTY(&bus->qbus.children));
+    g_autofree AioContext **old_contexts = bus->contexts;
+    SCSIPool *old_pools = bus->pools;
+    unsigned old_num = bus->num_contexts;
+    BusChild *kid;
 
-    bus_free_contexts(bus);
+    GLOBAL_STATE_CODE();
+
     bus->num_contexts = num + 1;
     bus->contexts = g_new(AioContext *, bus->num_contexts);
     bus->contexts[0] = qemu_get_aio_context();
     for (unsigned i = 0; i < num; i++) {
         bus->contexts[i + 1] = contexts[i];
     }
-    bus->pools = qemu_memalign(__alignof__(SCSIPool),
-                               bus->num_contexts * sizeof(SCSIPool));
-    for (unsigned i = 0; i < bus->num_contexts; i++) {
-        scsi_pool_init(&bus->pools[i], REQ_BLOCK_SIZE);
+    bus->pools = pools_new(bus->num_contexts);
+
+    QTAILQ_FOREACH(kid, &bus->qbus.children, sibling) {
+        scsi_inflight_set_contexts(&SCSI_DEVICE(kid->child)->inflight,
+                                   bus->contexts, bus->num_contexts);
     }
+    pools_free(old_pools, old_num);
 }
 
 void scsi_bus_init_named(SCSIBus *bus, size_t bus_size, DeviceState *host,
@@ -424,7 +476,8 @@ static void scsi_bus_finalize(Object *obj)
         assert(bus->luns->num == 0);
         g_free_rcu(bus->luns, rcu);
     }
-    bus_free_contexts(bus);
+    pools_free(bus->pools, bus->num_contexts);
+    g_free(bus->contexts);
     scsi_attention_destroy(&bus->attention);
 }
 

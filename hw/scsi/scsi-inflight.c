@@ -38,26 +38,73 @@ static void inflight_make_slots(SCSIInflight *f)
     }
 }
 
+static SCSILane *lanes_new(AioContext *const *contexts, unsigned num)
+{
+    SCSILane *lanes = qemu_memalign(__alignof__(SCSILane),
+                                    num * sizeof(SCSILane));
+
+    for (unsigned i = 0; i < num; i++) {
+        lanes[i] = (SCSILane) { .ctx = contexts[i] };
+        QTAILQ_INIT(&lanes[i].requests);
+    }
+    return lanes;
+}
+
+static void assert_lanes_empty(const SCSIInflight *f, unsigned from)
+{
+    for (unsigned i = from; i < f->num; i++) {
+        assert(QTAILQ_EMPTY(&f->lanes[i].requests) && !f->lanes[i].live);
+    }
+}
+
 void scsi_inflight_init(SCSIInflight *f, AioContext *const *contexts,
                         unsigned num)
 {
     *f = (SCSIInflight) {
         .num = num,
         .contexts = contexts,
-        .lanes = qemu_memalign(__alignof__(SCSILane), num * sizeof(SCSILane)),
+        .lanes = lanes_new(contexts, num),
     };
-    for (unsigned i = 0; i < num; i++) {
-        f->lanes[i] = (SCSILane) { .ctx = contexts[i] };
-        QTAILQ_INIT(&f->lanes[i].requests);
-    }
     inflight_make_slots(f);
+}
+
+void scsi_inflight_set_contexts(SCSIInflight *f, AioContext *const *contexts,
+                                unsigned num)
+{
+    SCSILane *old = f->lanes;
+    SCSIRequest *req, *next;
+    SCSILane *first;
+
+    GLOBAL_STATE_CODE();
+
+    if (!f->num) {
+        return;
+    }
+    assert(scsi_inflight_is_idle(f) && contexts[0] == old->ctx);
+    assert_lanes_empty(f, 1);
+
+    f->num = num;
+    f->contexts = contexts;
+    f->lanes = lanes_new(contexts, num);
+    g_free(f->slots);
+    inflight_make_slots(f);
+
+    /* All that are left are parked, and so on the list. */
+    first = &f->lanes[0];
+    QTAILQ_FOREACH_SAFE(req, &old->requests, next, next) {
+        QTAILQ_REMOVE(&old->requests, req, next);
+        QTAILQ_INSERT_TAIL(&first->requests, req, next);
+        req->lane = first;
+    }
+    first->live = old->live;
+    first->parked = old->parked;
+    first->pin = old->pin;
+    qemu_vfree(old);
 }
 
 void scsi_inflight_destroy(SCSIInflight *f)
 {
-    for (unsigned i = 0; i < f->num; i++) {
-        assert(QTAILQ_EMPTY(&f->lanes[i].requests) && !f->lanes[i].live);
-    }
+    assert_lanes_empty(f, 0);
     assert(!f->aborts && !f->restarts);
     qemu_vfree(f->lanes);
     g_free(f->slots);

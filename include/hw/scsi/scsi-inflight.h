@@ -18,6 +18,7 @@
 #include "block/aio.h"
 #include "qemu/queue.h"
 
+typedef struct SCSIBus SCSIBus;
 typedef struct SCSIDevice SCSIDevice;
 typedef struct SCSIRequest SCSIRequest;
 typedef QTAILQ_HEAD(SCSIRequestList, SCSIRequest) SCSIRequestList;
@@ -37,7 +38,7 @@ typedef struct SCSILane {
 
 /** SCSIInflight: the lanes of a LUN */
 typedef struct SCSIInflight {
-    /* Constant while the LUN is realized */
+    /* Changed while the LUN is idle, see scsi_bus_set_contexts() */
     unsigned num;
     AioContext *const *contexts;    /* what lanes[i].ctx is, in fewer lines */
     SCSILane *lanes;
@@ -110,6 +111,19 @@ static inline unsigned scsi_inflight_next_slot(const SCSIInflight *f,
 }
 
 /**
+ * scsi_inflight_set_contexts:
+ * @f: lanes of a LUN that is idle, see scsi_inflight_is_idle(); all of its
+ *     requests are in the first lane.  It may never have been realized.
+ * @contexts: the AioContexts that may submit requests; must outlive @f.  The
+ *            first one is the same as before.
+ * @num: how many
+ *
+ * Context: main loop, BQL held.
+ */
+void scsi_inflight_set_contexts(SCSIInflight *f, AioContext *const *contexts,
+                                unsigned num);
+
+/**
  * scsi_inflight_lane_of:
  * @f: lanes of a LUN
  * @ctx: an AioContext that was given to scsi_inflight_init()
@@ -161,6 +175,28 @@ static inline void scsi_lane_count(unsigned *counter, int change)
  * none is about to be restarted, and nobody is visiting the lanes.
  */
 bool scsi_inflight_is_idle(const SCSIInflight *f);
+
+/**
+ * scsi_bus_begin_idle:
+ * @bus: a bus whose HBA submits no new requests
+ * @luns: scsi_bus_list() of it
+ * @give_up: the wait ends when this is set in the main loop, or NULL.  If it
+ *           isn't, jobs and other users of the LUNs' nodes come to rest, too,
+ *           so that a drain of these would find nothing to wait for.
+ *
+ * Wait until all requests have ended or wait for the VM to be resumed, and no
+ * handler or callback of any is under way.  Requests that somebody's drain
+ * holds back are made to wait for the VM, too.  Runs the main loop's event loop
+ * meanwhile.  scsi_bus_end_idle() must follow in any case.
+ *
+ * Context: main loop, BQL held.
+ * Returns: NULL, or one of @luns that was not idle when the wait was given up.
+ */
+SCSIDevice *scsi_bus_begin_idle(SCSIBus *bus, const GPtrArray *luns,
+                                const bool *give_up);
+
+/** scsi_bus_end_idle: drains may hold requests again. Context: BQL held. */
+void scsi_bus_end_idle(SCSIBus *bus, const GPtrArray *luns);
 
 /**
  * scsi_inflight_restart:
