@@ -17,6 +17,8 @@
 #include "block/aio-wait.h"
 #include "exec/memory.h"
 #include "hw/virtio/virtio-bus.h"
+#include "qapi/error.h"
+#include "system/block-backend.h"
 #include "system/runstate.h"
 #include "virtio-scsi-internal.h"
 
@@ -276,7 +278,8 @@ static void dataplane_serve_all(VirtIOSCSI *s)
 static void dataplane_look_at_rings(VirtIOSCSI *s)
 {
     qemu_bh_schedule(s->main_bh);
-    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+    for (unsigned i = 0; s->in_contexts &&
+                         i < s->parent_obj.conf.num_queues; i++) {
         qemu_bh_schedule(s->queues[i].more_bh);
     }
 }
@@ -353,6 +356,135 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
 }
 
 /*
+ * Hand-over: other AioContexts, and the notifiers stay as they are
+ *
+ * While the guest waits for us, the BQL is held.  A host that works ends in
+ * this time what can be in flight; a guest's watchdogs (10 s) and its timeouts
+ * of commands (30 s) take longer.
+ */
+#define HAND_OVER_SECONDS 5
+
+static void hand_over_expired(void *opaque)
+{
+    *(bool *)opaque = true;
+}
+
+/*
+ * Returns true if nobody works on anything of ours.  What waits for the VM
+ * although it was running is to be restarted in any case.
+ */
+static bool hand_over_settle(VirtIOSCSI *s, const GPtrArray *luns,
+                             Error **errp)
+{
+    bool expired = false;
+    QEMUTimer *timer = aio_timer_new(qemu_get_aio_context(),
+                                     QEMU_CLOCK_REALTIME, SCALE_MS,
+                                     hand_over_expired, &expired);
+    SCSIDevice *busy;
+
+    timer_mod(timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                     HAND_OVER_SECONDS * 1000);
+    busy = scsi_bus_begin_idle(&s->bus, luns, &expired);
+    if (!busy) {
+        /* These have no request to wait for any more. */
+        virtio_scsi_ctrl_settle(s);
+    }
+    timer_free(timer);
+
+    if (busy) {
+        g_autofree char *path = object_get_canonical_path(OBJECT(busy));
+
+        error_setg(errp, "iothread-vq-mapping: I/O of '%s' has not ended "
+                   "within %d seconds, so the mapping is as it was; try again "
+                   "when the host's storage answers", busy->qdev.id ?: path,
+                   HAND_OVER_SECONDS);
+        return false;
+    }
+    if (s->in_contexts && !QSIMPLEQ_EMPTY(&s->late)) {
+        error_setg(errp, "iothread-vq-mapping: the guest has just used buffers "
+                   "outside of RAM, so the mapping is as it was; try again");
+        return false;
+    }
+    return true;
+}
+
+/* A new home for LUNs whose home was in one of @num @old AioContexts */
+static void hand_over_homes(VirtIOSCSI *s, const GPtrArray *luns,
+                            AioContext *const *old, unsigned num)
+{
+    for (unsigned i = 0; i < luns->len; i++) {
+        BlockBackend *blk = ((SCSIDevice *)luns->pdata[i])->conf.blk;
+        AioContext *home = blk ? blk_get_aio_context(blk) : NULL;
+        bool was_ours = !num && !s->main_only &&
+                        home == qemu_get_aio_context();
+        bool is_ours = false;
+
+        for (unsigned n = 0; n < num; n++) {
+            was_ours |= home == old[n];
+        }
+        for (unsigned n = 0; n < s->num_contexts; n++) {
+            is_ours |= home == s->contexts[n];
+        }
+        if (blk && was_ours && !is_ours) {
+            /* Other users of the node may insist; see lun_plug() */
+            blk_set_aio_context(blk, virtio_scsi_choose_home(s), NULL);
+        }
+    }
+}
+
+/* The owners that are written down now, old or new ones, go on. */
+static void hand_over_resume(VirtIOSCSI *s, const GPtrArray *luns)
+{
+    scsi_bus_end_idle(&s->bus, luns);
+    if (s->in_contexts) {
+        dataplane_attach_all(s);
+    }
+    qatomic_set(&s->accepts_kicks, true);
+    dataplane_look_at_rings(s);
+    for (unsigned i = 0; runstate_is_running() && i < luns->len; i++) {
+        SCSIDevice *d = g_ptr_array_index(luns, i);
+
+        /* Late: one that was stuck may be about to park. */
+        scsi_inflight_restart(&d->inflight, true);
+    }
+}
+
+bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
+                                Error **errp)
+{
+    g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
+    bool done;
+
+    GLOBAL_STATE_CODE();
+
+    if (!s->accepts_kicks) {
+        error_setg(errp, "iothread-vq-mapping: the device is starting or "
+                   "stopping; try again");
+        return false;
+    }
+    qatomic_set(&s->accepts_kicks, false);
+    if (s->in_contexts) {
+        dataplane_detach_all(s);
+    }
+
+    done = hand_over_settle(s, luns, errp);
+    if (done) {
+        unsigned old_num = s->num_contexts;
+        g_autofree AioContext **old = g_memdup2(s->contexts,
+                                                old_num * sizeof(*old));
+
+        virtio_scsi_setup_move(s, by_queue);
+        hand_over_homes(s, luns, old, old_num);
+    }
+    hand_over_resume(s, luns);
+
+    if (s->in_contexts && virtio_device_dma_is_translated(VIRTIO_DEVICE(s))) {
+        virtio_scsi_needs_main_loop(VIRTIO_DEVICE(s));
+    }
+    return done;
+}
+
+/*
  * An IOThread can't get at memory that isn't plain RAM: it would need the BQL,
  * and the main loop may be waiting for it.  So the main loop takes over, until
  * the next reset of the device.
@@ -372,6 +504,9 @@ void virtio_scsi_main_bh(void *opaque)
     VirtIOSCSI *s = opaque;
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
+    if (s->in_contexts && !s->accepts_kicks) {
+        return; /* owners change; whoever does that schedules us, or stops */
+    }
     virtio_scsi_push_late(s);
     if (!vdev->vm_running) {
         return; /* see virtio_scsi_vm_changed() */
@@ -383,7 +518,7 @@ void virtio_scsi_main_bh(void *opaque)
         virtio_scsi_dataplane_start(vdev);
         return;
     }
-    if (s->wants_start) {
+    if (s->wants_start && s->accepts_kicks) {
         s->wants_start = false;
         virtio_device_start_ioeventfd(vdev);
         dataplane_restart(s);

@@ -83,9 +83,11 @@ struct VirtIOSCSIQueue {
     /* Constant once the device is realized */
     VirtIOSCSI *dev;
     VirtQueue *vq;
+    unsigned index;             /* 0-based over the request queues */
+
+    /* Constant but for virtio_scsi_setup_move() */
     AioContext *ctx;            /* the owner while in_contexts is set */
     QEMUBH *more_bh;            /* in ctx: call the handler again */
-    unsigned index;             /* 0-based over the request queues */
 
     /* Only the owner: ctx or the main loop, see VirtIOSCSI.in_contexts */
     bool running;               /* the handler */
@@ -131,6 +133,15 @@ static inline void virtio_scsi_count(Stat64 *stat, uint64_t n)
 SCSIDevice *virtio_scsi_lun_find(VirtIOSCSI *s, const uint8_t lun[8]);
 
 /**
+ * virtio_scsi_choose_home:
+ * @s: a device with IOThreads
+ *
+ * Context: BQL held.
+ * Returns: the AioContext where background work of one more LUN should run.
+ */
+AioContext *virtio_scsi_choose_home(VirtIOSCSI *s);
+
+/**
  * virtio_scsi_lun_number:
  * @lun: LUN field of a request, single level addressing (SAM-5, 4.7)
  *
@@ -159,7 +170,47 @@ bool virtio_scsi_setup(VirtIOSCSI *s, Error **errp);
 /** virtio_scsi_setup_cleanup: undo the set-up. Context: BQL held. */
 void virtio_scsi_setup_cleanup(VirtIOSCSI *s);
 
+/**
+ * virtio_scsi_setup_move:
+ * @s: the device; nobody works on any of its requests or virtqueues
+ * @by_queue: AioContexts of IOThreads, one for each request queue
+ *
+ * Write down who is to own the request queues, on the bus, too.
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue);
+
+/**
+ * virtio_scsi_set_mapping:
+ * @s: a realized device
+ * @list: the mapping; on success it belongs to @s
+ * @errp: where to store an error; nothing has changed then
+ *
+ * Replace the present mapping, or what is there instead of one, while the
+ * device works.  Runs the event loop, for seconds if I/O is stuck.
+ *
+ * Context: main loop, BQL held.
+ * Returns: false with @errp set if the value doesn't fit, or I/O doesn't end.
+ */
+bool virtio_scsi_set_mapping(VirtIOSCSI *s, IOThreadVirtQueueMappingList *list,
+                             Error **errp);
+
 /* virtio-scsi-dataplane.c */
+
+/**
+ * virtio_scsi_dataplane_move:
+ * @s: a realized device
+ * @by_queue: AioContexts of IOThreads, one for each request queue
+ * @errp: where to store an error; the owners are the old ones then
+ *
+ * Hand the request queues over to other AioContexts, or to the main loop those
+ * that will have them at the next start.
+ *
+ * Context: main loop, BQL held.
+ * Returns: false with @errp set if a request doesn't end.
+ */
+bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
+                                Error **errp);
 
 /**
  * virtio_scsi_dataplane_start:

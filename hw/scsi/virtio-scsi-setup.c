@@ -16,25 +16,16 @@
 #include "hw/virtio/virtio-bus.h"
 #include "virtio-scsi-internal.h"
 
-static bool setup_check(VirtIOSCSI *s, Error **errp)
+#define PROP "iothread-vq-mapping"
+
+/* Can IOThreads serve the device, as @prop asks for? */
+static bool setup_check_transport(VirtIOSCSI *s, const char *prop,
+                                  Error **errp)
 {
-    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
     VirtioBusClass *k =
         VIRTIO_BUS_GET_CLASS(qdev_get_parent_bus(DEVICE(vdev)));
-    const char *prop = conf->iothread ? "iothread" : "iothread-vq-mapping";
-    g_autofree char *id = NULL;
 
-    if (conf->iothread && conf->iothread_vq_mapping_list) {
-        id = iothread_get_id(conf->iothread);
-        error_setg(errp, "iothread-vq-mapping and iothread=%s are both set; "
-                   "set only one of them, a mapping may have a single IOThread",
-                   id);
-        return false;
-    }
-    if (!conf->iothread && !conf->iothread_vq_mapping_list) {
-        return true;
-    }
     if (!k->ioeventfd_assign || !k->set_guest_notifiers) {
         error_setg(errp, "%s is set, but the transport %s has no ioeventfd; "
                    "use another, such as virtio-scsi-pci, or leave %s out",
@@ -51,6 +42,25 @@ static bool setup_check(VirtIOSCSI *s, Error **errp)
     return true;
 }
 
+static bool setup_check(VirtIOSCSI *s, Error **errp)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    const char *prop = conf->iothread ? "iothread" : PROP;
+    g_autofree char *id = NULL;
+
+    if (conf->iothread && conf->iothread_vq_mapping_list) {
+        id = iothread_get_id(conf->iothread);
+        error_setg(errp, "iothread-vq-mapping and iothread=%s are both set; "
+                   "set only one of them, a mapping may have a single IOThread",
+                   id);
+        return false;
+    }
+    if (!conf->iothread && !conf->iothread_vq_mapping_list) {
+        return true;
+    }
+    return setup_check_transport(s, prop, errp);
+}
+
 /* List each AioContext once, in the order of the first queue it serves. */
 static void setup_contexts(VirtIOSCSI *s, AioContext **by_queue)
 {
@@ -65,6 +75,17 @@ static void setup_contexts(VirtIOSCSI *s, AioContext **by_queue)
     }
 }
 
+static void setup_queue_context(VirtIOSCSIQueue *q, AioContext *ctx)
+{
+    q->ctx = ctx;
+    /*
+     * No reentrancy guard: there is one for the whole device, and it is
+     * not made for several threads.
+     */
+    q->more_bh = aio_bh_new_full(ctx, virtio_scsi_queue_more, q,
+                                 "virtio-scsi queue", NULL);
+}
+
 static void setup_queues(VirtIOSCSI *s, AioContext **by_queue)
 {
     unsigned n = s->parent_obj.conf.num_queues;
@@ -76,14 +97,9 @@ static void setup_queues(VirtIOSCSI *s, AioContext **by_queue)
         *q = (VirtIOSCSIQueue) {
             .dev = s,
             .index = i,
-            .ctx = by_queue ? by_queue[i] : qemu_get_aio_context(),
         };
-        /*
-         * No reentrancy guard: there is one for the whole device, and it is
-         * not made for several threads.
-         */
-        q->more_bh = aio_bh_new_full(q->ctx, virtio_scsi_queue_more, q,
-                                     "virtio-scsi queue", NULL);
+        setup_queue_context(q, by_queue ? by_queue[i]
+                                        : qemu_get_aio_context());
     }
 }
 
@@ -131,19 +147,85 @@ static void setup_delete_queues(VirtIOSCSI *s)
     g_clear_pointer(&s->queues, qemu_vfree);
 }
 
-void virtio_scsi_setup_cleanup(VirtIOSCSI *s)
+static void setup_release_iothreads(const VirtIOSCSIConf *conf)
 {
-    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
-
-    assert(!s->in_contexts);
-    g_clear_pointer(&s->main_bh, qemu_bh_delete);
-    setup_delete_queues(s);
-
     if (conf->iothread_vq_mapping_list) {
         iothread_vq_mapping_cleanup(conf->iothread_vq_mapping_list);
     } else if (conf->iothread) {
         iothread_detach_user(conf->iothread);
     }
+}
+
+void virtio_scsi_setup_cleanup(VirtIOSCSI *s)
+{
+    assert(!s->in_contexts);
+    g_clear_pointer(&s->main_bh, qemu_bh_delete);
+    setup_delete_queues(s);
+
+    setup_release_iothreads(&s->parent_obj.conf);
     g_clear_pointer(&s->contexts, g_free);
     s->num_contexts = 0;
+}
+
+/*
+ * Another mapping, see docs/devel/virtio-scsi-threads.rst
+ */
+
+void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue)
+{
+    g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
+
+    GLOBAL_STATE_CODE();
+
+    for (unsigned i = 0; i < luns->len; i++) {
+        virtio_scsi_rehome_lun(g_ptr_array_index(luns, i), false);
+    }
+
+    g_clear_pointer(&s->contexts, g_free);
+    s->num_contexts = 0;
+    setup_contexts(s, by_queue);
+    scsi_bus_set_contexts(&s->bus, s->contexts, s->num_contexts);
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        VirtIOSCSIQueue *q = &s->queues[i];
+
+        if (q->ctx != by_queue[i]) {
+            qemu_bh_delete(q->more_bh);
+            setup_queue_context(q, by_queue[i]);
+        }
+    }
+
+    for (unsigned i = 0; i < luns->len; i++) {
+        virtio_scsi_rehome_lun(g_ptr_array_index(luns, i), s->in_contexts);
+    }
+}
+
+bool virtio_scsi_set_mapping(VirtIOSCSI *s, IOThreadVirtQueueMappingList *list,
+                             Error **errp)
+{
+    VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    DeviceState *proxy = qdev_get_parent_bus(DEVICE(s))->parent;
+    g_autofree AioContext **by_queue = g_new(AioContext *, conf->num_queues);
+
+    GLOBAL_STATE_CODE();
+
+    if (proxy->pending_deleted_event) {
+        error_setg(errp, PROP ": the device is being unplugged; wait for "
+                   "DEVICE_DELETED, or for DEVICE_UNPLUG_GUEST_ERROR");
+        return false;
+    }
+    if (!setup_check_transport(s, PROP, errp) ||
+        !iothread_vq_mapping_apply(list, by_queue, conf->num_queues, errp)) {
+        return false;
+    }
+    if (!virtio_scsi_dataplane_move(s, by_queue, errp)) {
+        iothread_vq_mapping_cleanup(list);
+        return false;
+    }
+
+    /* Nobody runs anything of ours in the old ones any more. */
+    setup_release_iothreads(conf);
+    qapi_free_IOThreadVirtQueueMappingList(conf->iothread_vq_mapping_list);
+    conf->iothread_vq_mapping_list = list;
+    object_unref(OBJECT(g_steal_pointer(&conf->iothread)));
+    return true;
 }

@@ -127,7 +127,7 @@ static void virtio_scsi_queue_reset(VirtIODevice *vdev, uint32_t n)
  * several.  Requests are submitted from the AioContexts of all queues whatever
  * the home; it is where block jobs and other background work run.
  */
-static AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
+AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
 {
     g_autofree unsigned *load = g_new0(unsigned, s->num_contexts);
     unsigned best = 0;
@@ -364,13 +364,46 @@ static const VMStateDescription vmstate_virtio_scsi = {
     },
 };
 
+/*
+ * iothread-vq-mapping is set as everywhere before the device is realized.
+ * Later it changes the mapping of a device that may be at work.
+ */
+
+static void virtio_scsi_set_prop_mapping(Object *obj, Visitor *v,
+                                         const char *name, void *opaque,
+                                         Error **errp)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(obj);
+    IOThreadVirtQueueMappingList **present =
+        &s->parent_obj.conf.iothread_vq_mapping_list;
+    IOThreadVirtQueueMappingList *old = *present;
+    IOThreadVirtQueueMappingList *list;
+
+    if (!qdev_is_realized(DEVICE(s))) {
+        qdev_prop_iothread_vq_mapping_list.set(obj, v, name, opaque, errp);
+        return;
+    }
+    /* It knows what a value looks like; it writes where @present points to. */
+    *present = NULL;
+    qdev_prop_iothread_vq_mapping_list.set(obj, v, name, opaque, errp);
+    list = *present;
+    *present = old;
+    if (list && !virtio_scsi_set_mapping(s, list, errp)) {
+        qapi_free_IOThreadVirtQueueMappingList(list);
+    }
+}
+
+/* Filled in by virtio_scsi_class_init() */
+static PropertyInfo virtio_scsi_prop_mapping;
+
 #define CONF(field) parent_obj.conf.field
 
 static const Property virtio_scsi_properties[] = {
     DEFINE_PROP_LINK("iothread", VirtIOSCSI, CONF(iothread), TYPE_IOTHREAD,
                      IOThread *),
-    DEFINE_PROP_IOTHREAD_VQ_MAPPING_LIST("iothread-vq-mapping", VirtIOSCSI,
-                                         CONF(iothread_vq_mapping_list)),
+    DEFINE_PROP("iothread-vq-mapping", VirtIOSCSI,
+                CONF(iothread_vq_mapping_list), virtio_scsi_prop_mapping,
+                IOThreadVirtQueueMappingList *),
     DEFINE_PROP_UINT32("num_queues", VirtIOSCSI, CONF(num_queues),
                        VIRTIO_SCSI_AUTO_NUM_QUEUES),
     DEFINE_PROP_UINT32("virtqueue_size", VirtIOSCSI, CONF(virtqueue_size),
@@ -406,6 +439,9 @@ static void virtio_scsi_class_init(ObjectClass *klass, void *data)
     vdc->stop_ioeventfd = virtio_scsi_dataplane_stop;
 
     dc->vmsd = &vmstate_virtio_scsi;
+    virtio_scsi_prop_mapping = qdev_prop_iothread_vq_mapping_list;
+    virtio_scsi_prop_mapping.set = virtio_scsi_set_prop_mapping;
+    virtio_scsi_prop_mapping.realized_set_allowed = true;
     device_class_set_props(dc, virtio_scsi_properties);
 }
 

@@ -53,7 +53,7 @@ typedef struct virtio_scsi_config VirtIOSCSIConfig;
 /* num_queues was not set: the transport chooses, else it is 1 */
 #define VIRTIO_SCSI_AUTO_NUM_QUEUES UINT32_MAX
 
-/* Properties; constant once the device is realized */
+/* Properties; but for the mapping, constant once the device is realized */
 struct VirtIOSCSIConf {
     /* all kinds of virtio-scsi */
     uint32_t num_queues;
@@ -109,11 +109,13 @@ struct VirtIOSCSI {
     /* Constant once the device is realized */
     uint32_t host_features;
     VirtIOSCSIQueue *queues;    /* conf.num_queues elements */
-    AioContext **contexts;      /* of the IOThreads that have a queue */
-    unsigned num_contexts;      /* 0: the main loop does everything */
     QEMUBH *event_bh;           /* in the main loop: deliver event_notes */
     QEMUBH *main_bh;            /* in the main loop: what is left to do */
     VMChangeStateEntry *vmstate;
+
+    /* Constant but for virtio_scsi_setup_move() */
+    AioContext **contexts;      /* of the IOThreads that have a queue */
+    unsigned num_contexts;      /* 0: the main loop does everything */
 
     /*
      * Two facts about the virtqueues.  Written under the BQL, read from any
