@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include "scsi/constants.h"
 #include "libqmp.h"
+#include "qobject/qlist.h"
 #include "virtio-scsi-stress.h"
 
 static Lun *random_lun(Stress *s, unsigned kind)
@@ -553,4 +554,41 @@ void act_error_stop(Stress *s)
     for (unsigned i = 0; i < n; i++) {
         load_command(s, st[i].queue, lun, &op_read, st[i].lba, 1);
     }
+}
+
+/*
+ * Another mapping
+ */
+
+/* As many IOThreads as dice say, and each queue to any of them */
+void act_remap(Stress *s)
+{
+    unsigned num = 1 + stress_below(s, s->sc->num_iothreads);
+    unsigned first = stress_below(s, s->sc->num_iothreads);
+    const char *const ids[] = { "t0", "t1", "t2", "t3" };
+    bool with_vqs = num <= s->sc->num_queues && stress_below(s, 2);
+    QList *list = qlist_new();
+
+    for (unsigned i = 0; i < num; i++) {
+        QDict *entry = qdict_new();
+        QList *vqs = qlist_new();
+
+        qdict_put_str(entry, "iothread",
+                      ids[(first + i) % s->sc->num_iothreads]);
+        for (unsigned q = 0; q < s->sc->num_queues; q++) {
+            if ((q + first) % num == i) {
+                qlist_append_int(vqs, q);
+            }
+        }
+        if (with_vqs) {
+            qdict_put(entry, "vqs", vqs);
+        } else {
+            qobject_unref(vqs);
+        }
+        qlist_append(list, entry);
+    }
+    QMP(s, "{'execute': 'qom-set', 'arguments': {"
+        "'path': '/machine/peripheral/scsi0/virtio-backend', "
+        "'property': 'iothread-vq-mapping', 'value': %p}}", list);
+    s->count[COUNT_REMAPS]++;
 }

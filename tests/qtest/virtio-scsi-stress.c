@@ -57,7 +57,7 @@ static const char *const counter_names[NUM_COUNTERS] = {
     "commands", "blocks-read", "blocks-written", "sense", "unit-attentions",
     "tmfs", "aborted", "pinned", "no-target", "resets", "lost-to-resets",
     "config-writes", "plugs", "stops", "retries", "jobs", "events",
-    "stats",
+    "stats", "remaps",
 };
 
 bool stress_on_stock(void)
@@ -425,10 +425,14 @@ static ActFunc *const acts_stop[] = {
     act_stop, act_error_stop, act_system_reset, NULL
 };
 static ActFunc *const acts_jobs[] = { act_job, NULL };
+static ActFunc *const acts_remap[] = {
+    act_remap, act_remap, act_remap, act_remap, act_hotplug, act_tmf, act_tmf,
+    act_lun_reset, act_stop, NULL
+};
 static ActFunc *const acts_all[] = {
     act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
     act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-    act_job, act_job, act_job, NULL
+    act_job, act_job, act_job, act_remap, NULL
 };
 
 static const Scenario scenarios[] = {
@@ -480,6 +484,14 @@ static const Scenario scenarios[] = {
         .flags = SHM_EVENT_IDX, .acts = acts_jobs,
         .must = MUST_RW | MUST(JOBS),
     }, {
+        .name = "remap", .mapping = MAP4, .num_iothreads = 4,
+        .num_queues = 4,
+        .luns = LUN_DATA | LUN_ZERO | LUN_SLOW | LUN_ERRORS | LUN_HOT,
+        .classes = CLASS_ALL, .flags = SHM_EVENT_IDX | SHM_INTERRUPTS,
+        .acts = acts_remap,
+        .must = MUST_RW | MUST(REMAPS) | MUST(PLUGS) | MUST(TMFS) |
+                MUST(STOPS),
+    }, {
         .name = "everything", .mapping = MAP3, .num_iothreads = 3,
         .num_queues = 5,
         .luns = LUN_DATA | LUN_ZERO | LUN_SLOW | LUN_ERRORS | LUN_STOPS |
@@ -487,7 +499,8 @@ static const Scenario scenarios[] = {
         .classes = CLASS_ALL, .flags = SHM_EVENT_IDX | SHM_INTERRUPTS,
         .acts = acts_all,
         .must = MUST_RW | MUST(SENSE) | MUST(TMFS) | MUST(RESETS) |
-                MUST(CONFIG_WRITES) | MUST(PLUGS) | MUST(STOPS) | MUST(JOBS),
+                MUST(CONFIG_WRITES) | MUST(PLUGS) | MUST(STOPS) | MUST(JOBS) |
+                MUST(REMAPS),
     },
 };
 

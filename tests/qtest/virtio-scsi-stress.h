@@ -202,6 +202,7 @@ typedef enum Counter {
     COUNT_JOBS,
     COUNT_EVENTS,           /* from the event queue */
     COUNT_STATS,            /* looks at the device's own counters */
+    COUNT_REMAPS,           /* other mappings */
     NUM_COUNTERS,
 } Counter;
 
@@ -333,7 +334,7 @@ void stress_poll_qmp(Stress *s);
 /* Acts */
 ActFunc act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
         act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-        act_job;
+        act_job, act_remap;
 void act_finish_jobs(Stress *s);
 
 /* The device's counters: what we know of them, and what it says */
