@@ -661,3 +661,14 @@ void flight_end(MqDev *d, Flight *f, uint64_t place)
     data_check_image(LUN_FILE);
     g_free(f);
 }
+
+unsigned data_limit_files(pid_t pid, unsigned spare)
+{
+    for (unsigned n = 0; ; n++) {
+        g_autofree char *path = g_strdup_printf("/proc/%d/fd/%u", (int)pid, n);
+
+        if (!g_file_test(path, G_FILE_TEST_IS_SYMLINK) && !spare--) {
+            return n;
+        }
+    }
+}

@@ -202,4 +202,7 @@ void test_bus_master(const DataConfig *cfg);
 void test_bus_master_in_flight(const DataConfig *cfg);
 void test_dirty_log(const DataConfig *cfg);
 
+/* How many files a process may have open, if it is to open @spare more */
+unsigned data_limit_files(pid_t pid, unsigned spare);
+
 #endif

@@ -581,18 +581,6 @@ static void expect_thread(MqDev *d, const char *path, unsigned queue,
     g_assert_cmpint(qdict_get_bool(info, "polling"), ==, polling);
 }
 
-/* How many files QEMU may have open, if it is to open @spare more */
-static unsigned limit_files(pid_t pid, unsigned spare)
-{
-    for (unsigned n = 0; ; n++) {
-        g_autofree char *path = g_strdup_printf("/proc/%d/fd/%u", (int)pid, n);
-
-        if (!g_file_test(path, G_FILE_TEST_IS_SYMLINK) && !spare--) {
-            return n;
-        }
-    }
-}
-
 static void fall_back(MqDev *d, const DataConfig *cfg, unsigned spare)
 {
     pid_t pid = qtest_pid(d->qts);
@@ -602,7 +590,7 @@ static void fall_back(MqDev *d, const DataConfig *cfg, unsigned spare)
     mq_reset(d);
     mq_setup(d, cfg->form, BLOCK);
     g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, NULL, &old), ==, 0);
-    few = (struct rlimit) { limit_files(pid, spare), old.rlim_max };
+    few = (struct rlimit) { data_limit_files(pid, spare), old.rlim_max };
     g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, &few, NULL), ==, 0);
     mq_driver_ok(d);
     g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, &old, NULL), ==, 0);

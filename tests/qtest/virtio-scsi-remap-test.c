@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/resource.h>
 #include "qapi/error.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
@@ -280,6 +281,38 @@ static void test_parked(const DataConfig *cfg)
     end(d);
 }
 
+/* No files, no notifiers: the main loop has all queues until the next reset. */
+static void test_fallback(const DataConfig *cfg)
+{
+    MqDev *d = data_begin(cfg);
+    pid_t pid = qtest_pid(d->qts);
+    struct rlimit old, few;
+
+    add_iothread(d, "new0");
+    mq_reset(d);
+    mq_setup(d, cfg->form, BLOCK);
+    g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, NULL, &old), ==, 0);
+    few = (struct rlimit) { data_limit_files(pid, 0), old.rlim_max };
+    g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, &few, NULL), ==, 0);
+    mq_driver_ok(d);
+    g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, &old, NULL), ==, 0);
+    expect_threads(d, NULL);
+    mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
+    run_io(d);
+
+    remap(d, TURNED);
+    expect_mapping(d, TURNED);
+    expect_threads(d, NULL);
+    g_assert_true(try_delete(d, "iot0"));
+    g_assert_false(try_delete(d, "new0"));
+    run_io(d);
+
+    mq_reset(d);
+    data_start(d, cfg->form);
+    expect_threads(d, in_turned);
+    end(d);
+}
+
 /* Throttled requests don't hold it up, and none is lost. */
 static void test_throttled(const DataConfig *cfg)
 {
@@ -468,6 +501,8 @@ static const struct {
     { "errors/stuck", test_stuck,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "parked", test_parked,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "fallback", test_fallback,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "throttled", test_throttled,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
