@@ -37,6 +37,7 @@ help: ## list the targets and variables
 	@echo '  BUILD=1              `make deb` builds the packages, too'
 	@echo '  APPLY_ONLY=1         `make check-series` without the builds'
 	@echo '  CACHELINES=1         shared cache lines as well (with CONFIG=null-2, say)'
+	@echo '  INSTRUCTIONS=1       of a request as well (`make profile`)'
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
 	@scripts/overlay
@@ -106,7 +107,8 @@ bench-nbd: build stock ## what several IOThreads cost on a network disk's connec
 profile: build stock ## where the CPU time of one configuration goes, and its locks per I/O
 	@scripts/deps profile
 	@scripts/build-qemu bench
-	@scripts/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines)
+	@scripts/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines) \
+		$(if $(INSTRUCTIONS),--instructions)
 
 docs: base ## QEMU's manual with our pages, as build/docs/index.html
 	@scripts/deps docs

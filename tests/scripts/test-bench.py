@@ -599,6 +599,35 @@ def locks_are_counted_per_io(room):
                     ["all", "0.500", "3.000"]])
 
 
+CALLGRIND = """events: Ir
+
+fl=(1) a.c
+fn=(1) handle_cmd
+10 7
++1 3
+cfn=(2) virtqueue_fill
+calls=4 50
++2 400
+* 5
+fn=(2)
+50 396
+calls=1 60
+-3 999
+fn=(3) handle_cmd'2
+cfn=(2)
+calls=1 50
+12 100
+9 1
+"""
+
+
+@test
+def profile_counts_instructions(room):
+    pushed, own = load("profile").instructions(CALLGRIND.splitlines())
+    same(pushed, 6)
+    same(own, {"handle_cmd": 16, "virtqueue_fill": 396})
+
+
 @test
 def profile_prints_both_tables(room):
     done = room.profile("null-2", "--subject", "ours")
