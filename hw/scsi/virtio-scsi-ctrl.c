@@ -29,6 +29,7 @@
 /* A request on the control queue, in the guest's byte order */
 typedef struct CtrlReq {
     VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
+    VirtIOSCSILate late;        /* valid while it is on the list */
     VirtIOSCSI *dev;
     union {
         VirtIOSCSICtrlTMFReq tmf;
@@ -80,12 +81,29 @@ typedef struct TmfLun {
  * Answer
  */
 
+static void ctrl_free_late(VirtIOSCSILate *late)
+{
+    g_free(container_of(late, CtrlReq, late));
+}
+
+/* After the answers of all commands that have ended, should some be late */
 static void ctrl_finish(CtrlReq *creq, const void *resp, size_t size)
 {
     VirtIOSCSI *s = creq->dev;
     VirtQueue *vq = s->parent_obj.ctrl_vq;
 
     iov_from_buf(creq->elem.in_sg, creq->elem.in_num, 0, resp, size);
+    if (!creq->elem.in_ram || !virtio_queue_in_ram(vq) ||
+        !QSIMPLEQ_EMPTY(&s->late)) {
+        creq->late = (VirtIOSCSILate) {
+            .vq = vq,
+            .elem = &creq->elem,
+            .written = size,
+            .free = ctrl_free_late,
+        };
+        virtio_scsi_keep_back(s, &creq->late);
+        return;
+    }
     virtqueue_push(vq, &creq->elem, size);
     virtio_scsi_notify(s, vq);
     g_free(creq);
@@ -109,7 +127,6 @@ static void tmf_finish(Tmf *tmf)
         virtio_scsi_lun_number(tmf->creq->req.tmf.lun),
         tmf->creq->req.tmf.tag, tmf->response);
     tmf->creq->dev->tmfs--;
-    virtio_scsi_push_late(tmf->creq->dev); /* the commands that it ended */
     ctrl_finish(tmf->creq, &resp, sizeof(resp));
     g_free(tmf);
 }

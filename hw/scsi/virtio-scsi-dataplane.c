@@ -309,6 +309,7 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     }
     if (s->main_only) {
         qatomic_set(&s->accepts_kicks, true);
+        qemu_bh_schedule(s->main_bh);
         dataplane_restart(s);
         dataplane_serve_all(s);
         return ret;
@@ -345,14 +346,16 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
 
     dataplane_detach_all(s);
     virtio_scsi_settle(s);
-    virtio_scsi_event_flush(s);
 
     /* No other thread has anything to do with our virtqueues from here on. */
     dataplane_clear_host_notifiers(s, dataplane_total_queues(s));
     dataplane_rehome(s, false);
     dataplane_set_guest_notifiers(s, false);
     qatomic_set(&s->accepts_kicks, true);
+
+    /* Last, as they may be what resets the device. */
     virtio_scsi_push_late(s);
+    virtio_scsi_event_flush(s);
 }
 
 /*
@@ -504,10 +507,11 @@ void virtio_scsi_main_bh(void *opaque)
     VirtIOSCSI *s = opaque;
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
-    if (s->in_contexts && !s->accepts_kicks) {
-        return; /* owners change; whoever does that schedules us, or stops */
+    if (!s->accepts_kicks) {
+        return; /* owners change; whoever does that schedules us */
     }
     virtio_scsi_push_late(s);
+    virtio_scsi_event_flush(s);
     if (!vdev->vm_running) {
         return; /* see virtio_scsi_vm_changed() */
     }

@@ -98,9 +98,14 @@ void virtio_scsi_event_flush(VirtIOSCSI *s)
     }
 }
 
+/* To write to a buffer that isn't RAM may reset the device. */
 static void event_bh(void *opaque)
 {
-    virtio_scsi_event_flush(opaque);
+    VirtIOSCSI *s = opaque;
+
+    if (s->accepts_kicks) { /* else see virtio_scsi_main_bh() */
+        virtio_scsi_event_flush(s);
+    }
 }
 
 void virtio_scsi_event_post(VirtIOSCSI *s, uint32_t event, uint32_t reason,

@@ -28,21 +28,31 @@
 #define VIRTIO_SCSI_MAX_SENSE_SIZE  65535
 
 /**
+ * VirtIOSCSILate: an answer that is kept back, see virtio_scsi_push_late()
+ */
+struct VirtIOSCSILate {
+    QSIMPLEQ_ENTRY(VirtIOSCSILate) next;
+    VirtQueue *vq;
+    VirtQueueElement *elem;
+    size_t written;
+    void (*free)(VirtIOSCSILate *late); /* what it is part of */
+};
+
+/**
  * VirtIOSCSIReq: a SCSI command that the guest has put on a request queue
  *
  * Created, advanced, cancelled and completed in the AioContext that owns its
  * queue; the rest of QEMU gets at it only from there.
  */
-struct VirtIOSCSIReq {
+typedef struct VirtIOSCSIReq {
     VirtQueueElement elem;      /* first: virtqueue_pop() allocates the whole */
     size_t size;                /* of the allocation */
+    VirtIOSCSILate late;        /* valid while it is on the list */
     QEMUIOVector iov;           /* what virtio_scsi_cmd_iov() has returned */
 
     /* From here on cleared for each command */
     VirtIOSCSIQueue *queue;
     SCSIRequest *sreq;          /* holds a reference */
-    QSIMPLEQ_ENTRY(VirtIOSCSIReq) late;
-    size_t written;             /* if it is in VirtIOSCSI.late */
 
     /* Data-out or data-in: what @data has behind @data_skip bytes */
     struct iovec *data;         /* part of @elem */
@@ -58,7 +68,7 @@ struct VirtIOSCSIReq {
     VirtIOSCSICmdResp resp;
 
     VirtIOSCSICmdReq hdr;       /* last: the CDB follows */
-};
+} VirtIOSCSIReq;
 
 /**
  * VirtIOSCSIStats: what a queue has done since the device was realized
@@ -92,6 +102,7 @@ struct VirtIOSCSIQueue {
     /* Only the owner: ctx or the main loop, see VirtIOSCSI.in_contexts */
     bool running;               /* the handler */
     bool own_kick;              /* we have set the host notifier ourselves */
+    bool odd_ring;              /* main loop: (parts of) the rings aren't RAM */
     unsigned filled;            /* used elements that the guest can't see yet */
 
     /* The same; within one call of the handler, where no LUN goes */
@@ -298,16 +309,37 @@ void virtio_scsi_queue_cleanup(VirtIOSCSIQueue *q);
 void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq);
 
 /**
+ * virtio_scsi_keep_back:
+ * @s: the device
+ * @late: filled in but for next
+ *
+ * Where there is no RAM, the guest may have put registers of ours: to push such
+ * an element, or any element into such a ring, may stop or reset the device.
+ * So this is done when no handler and no callback is on the stack, and nobody
+ * waits for anything of the device any more.
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_keep_back(VirtIOSCSI *s, VirtIOSCSILate *late);
+
+/**
  * virtio_scsi_push_late:
  * @s: the device
  *
- * Give commands back that have ended, and whose buffers aren't plain RAM.  May
- * stop or reset the device.  Context: main loop, BQL held, no handler running.
+ * Give back what was kept back, in the order of the calls.  May stop or reset
+ * the device.  Context: main loop, BQL held, no handler running, and nobody
+ * changing owners.
  */
 void virtio_scsi_push_late(VirtIOSCSI *s);
 
-/** virtio_scsi_drop_late: on reset, forget these. Context: BQL held. */
-void virtio_scsi_drop_late(VirtIOSCSI *s);
+/**
+ * virtio_scsi_drop_late:
+ * @s: the device
+ * @vq: the virtqueue that is reset, or NULL: all of them are
+ *
+ * Forget what was kept back.  Context: main loop, BQL held.
+ */
+void virtio_scsi_drop_late(VirtIOSCSI *s, VirtQueue *vq);
 
 /** virtio_scsi_queue_more: the rest of a batch. Context: the queue's ctx. */
 void virtio_scsi_queue_more(void *opaque);

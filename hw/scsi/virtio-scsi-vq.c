@@ -112,6 +112,50 @@ static void cmd_touch_data(VirtIOSCSIReq *req)
 }
 
 /*
+ * Answers that are kept back
+ */
+
+void virtio_scsi_keep_back(VirtIOSCSI *s, VirtIOSCSILate *late)
+{
+    QSIMPLEQ_INSERT_TAIL(&s->late, late, next);
+    qemu_bh_schedule(s->main_bh);
+}
+
+void virtio_scsi_push_late(VirtIOSCSI *s)
+{
+    VirtIOSCSILate *late;
+
+    while ((late = QSIMPLEQ_FIRST(&s->late))) {
+        QSIMPLEQ_REMOVE_HEAD(&s->late, next);
+        WITH_RCU_READ_LOCK_GUARD() {
+            virtqueue_push(late->vq, late->elem, late->written);
+        }
+        virtio_scsi_notify(s, late->vq);
+        late->free(late);
+    }
+}
+
+void virtio_scsi_drop_late(VirtIOSCSI *s, VirtQueue *vq)
+{
+    VirtIOSCSILate *late, *next;
+
+    QSIMPLEQ_FOREACH_SAFE(late, &s->late, next, next) {
+        if (!vq || late->vq == vq) {
+            QSIMPLEQ_REMOVE(&s->late, late, VirtIOSCSILate, next);
+            virtqueue_detach_element(late->vq, late->elem, 0);
+            late->free(late);
+        }
+    }
+}
+
+static void cmd_free_late(VirtIOSCSILate *late)
+{
+    VirtIOSCSIReq *req = container_of(late, VirtIOSCSIReq, late);
+
+    cmd_free(req, req->queue);
+}
+
+/*
  * The only place where a command goes back to the guest.  @end counts such
  * ends: it is one of good, failed and aborted in the queue's stats.
  */
@@ -139,46 +183,18 @@ static void cmd_finish(VirtIOSCSIReq *req, uint8_t response, Stat64 *end)
         req->sreq->hba_private = NULL;
         scsi_req_unref(g_steal_pointer(&req->sreq));
     }
-    if (unlikely(!req->elem.in_ram) && qemu_in_main_thread()) {
-        req->written = written;
-        QSIMPLEQ_INSERT_TAIL(&q->dev->late, req, late);
-        qemu_bh_schedule(q->dev->main_bh);
+    if (unlikely(!req->elem.in_ram || q->odd_ring) && qemu_in_main_thread()) {
+        req->late = (VirtIOSCSILate) {
+            .vq = q->vq,
+            .elem = &req->elem,
+            .written = written,
+            .free = cmd_free_late,
+        };
+        virtio_scsi_keep_back(q->dev, &req->late);
         return;
     }
     queue_push(q, &req->elem, written);
     cmd_free(req, q);
-}
-
-/*
- * Where there is no RAM, the guest may have put registers of ours: to push such
- * an element may stop or reset the device.  So this is done when no handler and
- * no callback is on the stack, and nobody waits for the command any more.
- */
-void virtio_scsi_push_late(VirtIOSCSI *s)
-{
-    VirtIOSCSIReq *req;
-
-    while ((req = QSIMPLEQ_FIRST(&s->late))) {
-        VirtIOSCSIQueue *q = req->queue;
-
-        QSIMPLEQ_REMOVE_HEAD(&s->late, late);
-        WITH_RCU_READ_LOCK_GUARD() {
-            virtqueue_push(q->vq, &req->elem, req->written);
-        }
-        virtio_scsi_notify(s, q->vq);
-        cmd_free(req, q);
-    }
-}
-
-void virtio_scsi_drop_late(VirtIOSCSI *s)
-{
-    VirtIOSCSIReq *req;
-
-    while ((req = QSIMPLEQ_FIRST(&s->late))) {
-        QSIMPLEQ_REMOVE_HEAD(&s->late, late);
-        virtqueue_detach_element(req->queue->vq, &req->elem, 0);
-        cmd_free(req, req->queue);
-    }
 }
 
 /* Sense data stands behind the fixed part of the response. */
@@ -566,6 +582,7 @@ static bool queue_run_batch(VirtIOSCSIQueue *q)
 
     /* With the BQL, a guest's buffer may be a register that does anything. */
     q->in_batch = !bql_locked();
+    q->odd_ring = !q->in_batch && !virtio_queue_in_ram(q->vq);
     for (int n = 0; more && n < CMD_BATCH; n++) {
         req = virtqueue_pop(q->vq, CMD_ALLOC_SIZE);
         more = req && cmd_process(req, q, cmd_sizes(q->dev));

@@ -80,7 +80,7 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
 
     /* All commands are gone, so nothing holds up a TMF any longer. */
     virtio_scsi_ctrl_settle(s);
-    virtio_scsi_drop_late(s);
+    virtio_scsi_drop_late(s, NULL);
     virtio_scsi_event_reset(s);
 
     qatomic_set(&vs->cdb_size, VIRTIO_SCSI_CDB_DEFAULT_SIZE);
@@ -114,6 +114,7 @@ static void virtio_scsi_queue_reset(VirtIODevice *vdev, uint32_t n)
     if (n >= VIRTIO_SCSI_VQ_NUM_FIXED) {
         virtio_scsi_queue_abort(&s->queues[n - VIRTIO_SCSI_VQ_NUM_FIXED]);
     }
+    virtio_scsi_drop_late(s, virtio_get_queue(vdev, n));
     qemu_bh_schedule(s->main_bh);
 }
 
@@ -282,7 +283,7 @@ static void virtio_scsi_device_unrealize(DeviceState *dev)
     qbus_set_hotplug_handler(BUS(&s->bus), NULL);
     g_clear_pointer(&s->vmstate, qemu_del_vm_change_state_handler);
     virtio_scsi_ctrl_settle(s);
-    virtio_scsi_drop_late(s);
+    virtio_scsi_drop_late(s, NULL);
     virtio_scsi_event_cleanup(s);
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         virtio_scsi_queue_cleanup(&s->queues[i]);

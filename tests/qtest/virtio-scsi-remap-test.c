@@ -9,10 +9,13 @@
 #include "qemu/osdep.h"
 #include <sys/resource.h>
 #include "qapi/error.h"
+#include "qemu/bswap.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "qobject/qstring.h"
+#include "standard-headers/linux/virtio_pci.h"
+#include "standard-headers/linux/virtio_ring.h"
 #include "virtio-scsi-data.h"
 
 #define BACKEND "/machine/peripheral/vs/virtio-backend"
@@ -393,6 +396,70 @@ static void test_stuck(const DataConfig *cfg)
     end(d);
 }
 
+/*
+ * A TMF whose answer goes to the device's own status register, and so resets
+ * it.  It comes while owners change, as the TMF waits for a command that is
+ * slow.
+ */
+
+static void add_slow(MqDev *d)
+{
+    qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-add',"
+        " 'arguments': {'driver': 'null-co', 'node-name': 'slow',"
+        " 'size': 4194304, 'read-zeroes': true, 'latency-ns': 300000000}}");
+    qtest_qmp_device_add(d->qts, "scsi-hd", "slow", "{'bus': 'vs.0',"
+                         " 'scsi-id': 0, 'lun': %d, 'drive': 'slow'}",
+                         LUN_STUCK);
+    mq_clear_ua(mq_queue(d, 0), 0, LUN_STUCK);
+}
+
+static void post_tmf_to_register(MqDev *d, uint64_t tag)
+{
+    struct virtio_scsi_ctrl_tmf_req req = {
+        .type = cpu_to_le32(VIRTIO_SCSI_T_TMF),
+        .subtype = cpu_to_le32(VIRTIO_SCSI_T_TMF_ABORT_TASK),
+        .lun = { 1, 0, 0x40, LUN_STUCK },
+        .tag = cpu_to_le64(tag),
+    };
+    MqSlot *slot = mq_post_raw(mq_ctrl(d), &req, sizeof(req), NULL, 0,
+                               sizeof(struct virtio_scsi_ctrl_tmf_resp), 0);
+    uint64_t status = d->pci->bar.addr + d->pci->common_cfg_offset +
+                      offsetof(struct virtio_pci_common_cfg, device_status);
+
+    /* The second entry of the table is the buffer for the answer. */
+    qtest_writeq(d->qts, slot->table + sizeof(struct vring_desc), status);
+    mq_flush(mq_ctrl(d));
+}
+
+static void test_own_register(const DataConfig *cfg)
+{
+    MqCmd read = mq_read10(LUN_STUCK, 0, 1);
+    MqDev *d = data_begin(cfg);
+
+    add_iothread(d, "new0");
+    add_slow(d);
+    for (unsigned round = 0; round < 4; round++) {
+        gint64 begun = 0;
+
+        post(d, 0, &read);
+        post_tmf_to_register(d, read.tag);
+        if (round % 2) {
+            qmp_and_wait(d, "stop", "STOP");
+            qmp_and_wait(d, "cont", "RESUME");
+        } else {
+            expect_error(d, TURNED, "has just used buffers outside of RAM");
+        }
+        while (d->vdev->bus->get_status(d->vdev)) {
+            mq_pause(&begun, "the reset");
+        }
+        mq_reset(d);
+        data_start(d, cfg->form);
+        mq_clear_ua(mq_queue(d, 0), 0, LUN_STUCK);
+        run_io(d);
+    }
+    end(d);
+}
+
 /* Commands are in flight on all queues, again and again. */
 static void test_load(const DataConfig *cfg)
 {
@@ -503,6 +570,8 @@ static const struct {
     { "parked", test_parked,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "fallback", test_fallback,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "own-register", test_own_register,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "throttled", test_throttled,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },

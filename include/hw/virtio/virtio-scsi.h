@@ -96,7 +96,7 @@ struct VirtIOSCSICommon {
 };
 
 typedef struct VirtIOSCSIQueue VirtIOSCSIQueue;
-typedef struct VirtIOSCSIReq VirtIOSCSIReq;
+typedef struct VirtIOSCSILate VirtIOSCSILate;
 typedef struct VirtIOSCSIEventNote VirtIOSCSIEventNote;
 
 #define TYPE_VIRTIO_SCSI "virtio-scsi-device"
@@ -134,7 +134,7 @@ struct VirtIOSCSI {
     bool main_only;             /* until reset: the main loop owns all */
     bool wants_restart;         /* requests that settled in a running VM */
     bool wants_start;           /* when a virtqueue has been reset */
-    QSIMPLEQ_HEAD(, VirtIOSCSIReq) late; /* see virtio_scsi_push_late() */
+    QSIMPLEQ_HEAD(, VirtIOSCSILate) late; /* see virtio_scsi_push_late() */
     bool in_ctrl;               /* the control queue's handler */
     unsigned tmfs;              /* task management functions under way */
     bool events_dropped;        /* the event queue had no buffer left */
