@@ -415,6 +415,30 @@ static void test_serialising_waits(void)
     blk_unref(blk);
 }
 
+/* One that takes longer than the pause that it causes */
+static void test_serialising_is_slow(void)
+{
+    Toy *toy;
+    BlockBackend *blk = toy_new(&bdrv_toy, &toy);
+    Req rmw = { blk, WRITE, 0, 512 };
+    Req overlapping = { blk, READ, 0, ALIGN };
+
+    toy->hold = true;
+    req_start(&rmw);
+    toy->hold = false;
+    for (unsigned i = 0; i < 2 * PAUSE; i++) {
+        EXPECT(false, READ, ALIGN, ALIGN);
+    }
+    req_start(&overlapping);
+    settle();
+    g_assert_cmpint(overlapping.ret, ==, PENDING);
+    toy_release(toy);
+    g_assert_cmpint(wait_result(&rmw.ret), ==, 0);
+    g_assert_cmpint(wait_result(&overlapping.ret), ==, 0);
+    EXPECT(true, READ, 0, ALIGN);
+    blk_unref(blk);
+}
+
 /* One that doesn't want to wait, where direct ones may be and where not */
 static void test_no_wait(void)
 {
@@ -593,6 +617,8 @@ int main(int argc, char **argv)
     g_test_add_func("/block-direct/driver", test_driver);
     g_test_add_func("/block-direct/tray", test_tray);
     g_test_add_func("/block-direct/serialising-waits", test_serialising_waits);
+    g_test_add_func("/block-direct/serialising-is-slow",
+                    test_serialising_is_slow);
     g_test_add_func("/block-direct/no-wait", test_no_wait);
     g_test_add_func("/block-direct/drain-waits", test_drain_waits);
     g_test_add_func("/block-direct/bitmap-made-meanwhile",
