@@ -159,6 +159,14 @@ class Job(Watch):
 
 # ------------------------------------------------------------ command line
 
+def wwn(target, lun):
+    """
+    A name for each LUN: sg_sanitize shows memory that it has not initialised if
+    there is none.
+    """
+    return 0x5000c50000000000 | target << 16 | lun
+
+
 def device_options(machine, folder):
     """[(option, JSON)] of the controller and what is on it."""
     mapping = [{"iothread": f"iothread{i}"} for i in range(machine.iothreads)]
@@ -175,7 +183,8 @@ def device_options(machine, folder):
                           "drive": f"node-{name}", "scsi-id": target,
                           "lun": lun, "physical_block_size": 4096,
                           "removable": machine.removable,
-                          "serial": f"check-{name}"}
+                          "serial": f"check-{name}",
+                          "wwn": wwn(target, lun)}
     if machine.cd:
         yield "-blockdev", {"driver": "raw", "node-name": "node-cd",
                             "read-only": True, "file": {
@@ -183,7 +192,8 @@ def device_options(machine, folder):
                                 "filename": f"{folder}/cd.raw"}}
         yield "-device", {"driver": "scsi-cd", "id": "cd", "bus": "scsi0.0",
                           "drive": "node-cd", "scsi-id": machine.cd[0],
-                          "lun": machine.cd[1], "serial": "check-cd"}
+                          "lun": machine.cd[1], "serial": "check-cd",
+                          "wwn": wwn(*machine.cd)}
 
 
 def command_line(qemu, accel, initrd, suite, machine, folder, qmp):
