@@ -11,9 +11,9 @@ import fnmatch
 import re
 
 OURS = re.compile(r"(^|/)hw/scsi/|(^|/)include/hw/scsi/"
-                  r"|(^|/)hw/virtio/(iothread-vq-mapping|virtio-ram)\.c"
+                  r"|(^|/)hw/virtio/(iothread-vq-\w+|virtio-ram)\.c"
                   r"|(^|/)include/hw/virtio/"
-                  r"(virtio-scsi|iothread-vq-mapping|virtio-ram)\.h"
+                  r"(virtio-scsi|iothread-vq-\w+|virtio-ram)\.h"
                   r"|(^|/)util/thread-shard\.c|(^|/)include/qemu/thread-shard\.h")
 # Code that only does what its caller says: the caller is who reads or writes.
 TOOLS = re.compile(r"<null>|/usr/|(^|/)include/qemu/|\(")

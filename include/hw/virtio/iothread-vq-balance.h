@@ -12,6 +12,30 @@
 #ifndef HW_VIRTIO_IOTHREAD_VQ_BALANCE_H
 #define HW_VIRTIO_IOTHREAD_VQ_BALANCE_H
 
+/*
+ * When a queue moves:
+ *
+ * - Its IOThread was busy for at least half of each of two periods one after
+ *   the other, and in both the move would have made the busier one of the two
+ *   IOThreads less busy by at least a fifth.  Small queues count together.  So
+ *   one that keeps its IOThread busy alone stays there, and nothing goes to an
+ *   IOThread that others keep busy.
+ * - Or its IOThread was busy without pause, which hides how much is asked of
+ *   it, and for several periods the queue would have shared the other IOThread
+ *   with clearly less.
+ *
+ * It goes to the IOThread that is the least busy, and of the queues on the
+ * busiest IOThread that can be helped, that one goes which helps most.  Several
+ * moves may be planned in a period, each with what those before it will change.
+ * Periods in which an IOThread gets or loses a queue, or waits for a move,
+ * don't count for it.
+ *
+ * When it doesn't: a queue stays for a second after a move, and for twice as
+ * long as the last time if it had moved within twice that time before, up to 64
+ * seconds.  After a while without a move that is a second again.  One that
+ * couldn't be moved stays for a second, too, and twice as long each time until
+ * it can.  All queues together move eight times a second at most.
+ */
 typedef struct IOThreadVqBalance IOThreadVqBalance;
 
 /**
@@ -60,7 +84,12 @@ void iothread_vq_balance_free(IOThreadVqBalance *b);
  * @moves: where to store moves, with room for one of each queue
  *
  * Queues that are to move now, in this order.  The caller does so, or calls
- * iothread_vq_balance_refused(); @owner of the next period tells.
+ * iothread_vq_balance_refused(); @owner of the next periods tells.  If that
+ * hasn't changed after a second, the move counts as refused.  A queue that
+ * another one's will has moved (a new mapping, say) stays there for a second.
+ *
+ * If @period doesn't begin where the one before ended, figures of before aren't
+ * used.
  *
  * Returns: how many there are.
  */
