@@ -72,6 +72,12 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
  * handler never runs the event loop, so none is running then.
  */
 
+void virtio_scsi_queue_attach(VirtIOSCSIQueue *q)
+{
+    q->own_kick = true; /* that comes with it */
+    virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
+}
+
 static void dataplane_attach(void *opaque)
 {
     VirtIOSCSI *s = opaque;
@@ -80,8 +86,7 @@ static void dataplane_attach(void *opaque)
         VirtIOSCSIQueue *q = &s->queues[i];
 
         if (q->ctx == qemu_get_current_aio_context()) {
-            q->own_kick = true; /* that comes with it */
-            virtio_queue_aio_attach_host_notifier(q->vq, q->ctx);
+            virtio_scsi_queue_attach(q);
         }
     }
 }
@@ -94,6 +99,7 @@ static void dataplane_detach(void *opaque)
         VirtIOSCSIQueue *q = &s->queues[i];
 
         if (q->ctx == qemu_get_current_aio_context()) {
+            assert(q->place == QUEUE_HERE);
             virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
             qemu_bh_cancel(q->more_bh);
         }
@@ -296,6 +302,10 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     }
     qatomic_set(&s->accepts_kicks, false);
 
+    if (!QSIMPLEQ_EMPTY(&s->late)) {
+        /* Only the main loop can give these back, and there will be more. */
+        s->main_only = true;
+    }
     if (s->num_contexts && !s->main_only &&
         virtio_device_dma_is_translated(vdev)) {
         warn_report("virtio-scsi: an IOMMU translates the addresses of the "
@@ -330,6 +340,7 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     qatomic_set(&s->accepts_kicks, true);
     dataplane_look_at_rings(s);
     dataplane_restart(s);
+    virtio_scsi_watch_update(s);
     return 0;
 }
 
@@ -344,6 +355,8 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
     }
     qatomic_set(&s->accepts_kicks, false);
 
+    virtio_scsi_move_cancel(s);
+    virtio_scsi_watch_update(s);
     dataplane_detach_all(s);
     virtio_scsi_settle(s);
 
@@ -453,6 +466,7 @@ static void hand_over_resume(VirtIOSCSI *s, const GPtrArray *luns)
 }
 
 bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
+                                const IOThreadVirtQueueMappingList *list,
                                 Error **errp)
 {
     g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
@@ -467,6 +481,8 @@ bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
     }
     qatomic_set(&s->accepts_kicks, false);
     if (s->in_contexts) {
+        virtio_scsi_move_cancel(s);
+        virtio_scsi_watch_update(s);
         dataplane_detach_all(s);
     }
 
@@ -476,10 +492,11 @@ bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
         g_autofree AioContext **old = g_memdup2(s->contexts,
                                                 old_num * sizeof(*old));
 
-        virtio_scsi_setup_move(s, by_queue);
+        virtio_scsi_setup_move(s, by_queue, list);
         hand_over_homes(s, luns, old, old_num);
     }
     hand_over_resume(s, luns);
+    virtio_scsi_watch_update(s);
 
     if (s->in_contexts && virtio_device_dma_is_translated(VIRTIO_DEVICE(s))) {
         virtio_scsi_needs_main_loop(VIRTIO_DEVICE(s));

@@ -11,10 +11,13 @@
 #include "monitor/monitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-virtio.h"
+#include "qemu/timer.h"
 #include "qobject/qdict.h"
 
 static void print_queue(Monitor *mon, const VirtioScsiQueueInfo *q)
 {
+    uint64_t stay_s = q->stay_ns / NANOSECONDS_PER_SECOND;
+
     monitor_printf(mon, "  queue %" PRIu32 ": %s%s thread-id=%" PRId64
                    " polling=%s", q->queue,
                    q->iothread ? "iothread=" : "main-loop",
@@ -26,6 +29,13 @@ static void print_queue(Monitor *mon, const VirtioScsiQueueInfo *q)
     monitor_printf(mon, " bytes-read=%" PRIu64 " bytes-written=%" PRIu64
                    " kicks=%" PRIu64 " interrupts=%" PRIu64 "\n",
                    q->bytes_read, q->bytes_written, q->kicks, q->interrupts);
+    monitor_printf(mon, "    moves=%" PRIu64 " stay=%" PRIu64 "s", q->moves,
+                   stay_s);
+    if (q->has_share) {
+        monitor_printf(mon, " share=%.0f%% iothread-busy=%.0f%%",
+                       q->share * 100, q->iothread_busy * 100);
+    }
+    monitor_printf(mon, "\n");
 }
 
 void hmp_info_virtio_scsi_queues(Monitor *mon, const QDict *qdict)

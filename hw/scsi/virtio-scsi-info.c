@@ -22,24 +22,8 @@
 /* Returns NULL if the main loop serves @q. */
 static IOThread *info_iothread(const VirtIOSCSIQueue *q)
 {
-    const VirtIOSCSIConf *conf = &q->dev->parent_obj.conf;
-    const IOThreadVirtQueueMappingList *node;
-
-    if (q->dev->main_only) {
-        return NULL;
-    }
-    if (conf->iothread) {
-        return conf->iothread;
-    }
-    for (node = conf->iothread_vq_mapping_list; node; node = node->next) {
-        IOThread *iothread = iothread_by_id(node->value->iothread);
-
-        /* It exists as long as it is mapped. */
-        if (iothread_get_aio_context(iothread) == q->ctx) {
-            return iothread;
-        }
-    }
-    return NULL;
+    return q->dev->main_only ? NULL
+                             : virtio_scsi_mapped_iothread(q->dev, q->ctx);
 }
 
 /*
@@ -79,6 +63,12 @@ static VirtioScsiQueueInfo *info_queue(const VirtIOSCSIQueue *q)
     info->thread_id = iothread ? iothread->thread_id : qemu_get_thread_id();
     info->polling = info_polling(q);
     info_read_stats(info, &q->stats);
+    info->moves = q->moves;
+    info->stay_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - q->since_ns;
+    info->handler_ns = stat64_get(&q->stats.handler_ns);
+    info->has_share = info->has_iothread_busy =
+        virtio_scsi_watch_share(q->dev, q->index, &info->share,
+                                &info->iothread_busy);
     return info;
 }
 
@@ -102,6 +92,7 @@ static VirtioScsiQueues *info_device(VirtIOSCSI *s)
     VirtioScsiQueues *info = g_new0(VirtioScsiQueues, 1);
     VirtioScsiQueueInfoList **tail = &info->queues;
 
+    virtio_scsi_watch_ask(s);
     info->path = object_get_canonical_path(OBJECT(s));
     info->id = g_strdup(info_id(s));
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {

@@ -5,6 +5,8 @@
  *   virtio-scsi-setup.c      request queues and their AioContexts
  *   virtio-scsi-dataplane.c  who owns the virtqueues now: start and stop
  *   virtio-scsi-vq.c         request virtqueues
+ *   virtio-scsi-move.c       one of them moves to another IOThread
+ *   virtio-scsi-watch.c      when that is worth while
  *   virtio-scsi-ctrl.c       control virtqueue
  *   virtio-scsi-event.c      event virtqueue
  *   virtio-scsi-info.c       what QMP tells about the queues
@@ -86,7 +88,15 @@ typedef struct VirtIOSCSIStats {
     Stat64 bytes_written;
     Stat64 kicks;
     Stat64 interrupts;
+    Stat64 handler_ns;          /* time in the handler, while it is measured */
 } VirtIOSCSIStats;
+
+/* Where a queue is, for its owner; see virtio-scsi-move.c */
+typedef enum VirtIOSCSIQueuePlace {
+    QUEUE_HERE,
+    QUEUE_LEAVING,              /* takes no commands, waits for the last ones */
+    QUEUE_LEFT,                 /* belongs to nobody but the main loop */
+} VirtIOSCSIQueuePlace;
 
 /* A request virtqueue */
 struct VirtIOSCSIQueue {
@@ -95,9 +105,16 @@ struct VirtIOSCSIQueue {
     VirtQueue *vq;
     unsigned index;             /* 0-based over the request queues */
 
-    /* Constant but for virtio_scsi_setup_move() */
+    /* Constant but for virtio_scsi_setup_queue() */
     AioContext *ctx;            /* the owner while in_contexts is set */
     QEMUBH *more_bh;            /* in ctx: call the handler again */
+
+    /* Main loop only */
+    uint64_t moves;             /* how often ctx has changed */
+    int64_t since_ns;           /* QEMU_CLOCK_REALTIME: the last time */
+
+    bool wants_move;            /* written by the main loop; atomic */
+    VirtIOSCSIQueuePlace place; /* written by the owner, release */
 
     /* Only the owner: ctx or the main loop, see VirtIOSCSI.in_contexts */
     bool running;               /* the handler */
@@ -185,11 +202,35 @@ void virtio_scsi_setup_cleanup(VirtIOSCSI *s);
  * virtio_scsi_setup_move:
  * @s: the device; nobody works on any of its requests or virtqueues
  * @by_queue: AioContexts of IOThreads, one for each request queue
+ * @list: the mapping; it may have IOThreads without a queue
  *
  * Write down who is to own the request queues, on the bus, too.
  * Context: main loop, BQL held.
  */
-void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue);
+void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue,
+                            const IOThreadVirtQueueMappingList *list);
+
+/**
+ * virtio_scsi_setup_queue:
+ * @q: a request queue that nobody works on
+ * @ctx: its AioContext from now on
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_setup_queue(VirtIOSCSIQueue *q, AioContext *ctx);
+
+/**
+ * virtio_scsi_mapped_iothread:
+ * @s: the device
+ * @ctx: an AioContext
+ *
+ * Context: BQL held.
+ * Returns: the IOThread of @ctx if the device is mapped to it, or NULL.
+ */
+IOThread *virtio_scsi_mapped_iothread(VirtIOSCSI *s, AioContext *ctx);
+
+/** virtio_scsi_set_balance: property iothread-vq-balance. Context: BQL held. */
+bool virtio_scsi_set_balance(VirtIOSCSI *s, bool on, Error **errp);
 
 /**
  * virtio_scsi_set_mapping:
@@ -212,6 +253,7 @@ bool virtio_scsi_set_mapping(VirtIOSCSI *s, IOThreadVirtQueueMappingList *list,
  * virtio_scsi_dataplane_move:
  * @s: a realized device
  * @by_queue: AioContexts of IOThreads, one for each request queue
+ * @list: the mapping; it may have IOThreads without a queue
  * @errp: where to store an error; the owners are the old ones then
  *
  * Hand the request queues over to other AioContexts, or to the main loop those
@@ -221,7 +263,16 @@ bool virtio_scsi_set_mapping(VirtIOSCSI *s, IOThreadVirtQueueMappingList *list,
  * Returns: false with @errp set if a request doesn't end.
  */
 bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
+                                const IOThreadVirtQueueMappingList *list,
                                 Error **errp);
+
+/**
+ * virtio_scsi_queue_attach:
+ * @q: a request queue
+ *
+ * Listen to kicks, and behave as if there had been one.  Context: the owner.
+ */
+void virtio_scsi_queue_attach(VirtIOSCSIQueue *q);
 
 /**
  * virtio_scsi_dataplane_start:
@@ -375,6 +426,100 @@ QEMUIOVector *virtio_scsi_cmd_iov(SCSIRequest *sreq, size_t len);
 /* Migration of requests in flight.  Context: BQL held, VM stopped. */
 void virtio_scsi_cmd_save(QEMUFile *f, SCSIRequest *sreq);
 void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq);
+
+/* virtio-scsi-move.c */
+
+/** virtio_scsi_move_init: on realize. Context: BQL held. */
+void virtio_scsi_move_init(VirtIOSCSI *s);
+
+/** virtio_scsi_move_cleanup: no move is under way. Context: BQL held. */
+void virtio_scsi_move_cleanup(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_move_begin:
+ * @s: the device
+ * @q: one of its request queues
+ * @to: one of its AioContexts
+ *
+ * Let @q move as soon as its commands have ended.  Doesn't wait;
+ * virtio_scsi_watch_moved() is called at the end.
+ *
+ * Context: main loop, BQL held.
+ * Returns: false if that isn't possible now, or makes no sense.
+ */
+bool virtio_scsi_move_begin(VirtIOSCSI *s, VirtIOSCSIQueue *q, AioContext *to);
+
+/**
+ * virtio_scsi_move_take_back:
+ * @s: the device
+ *
+ * The queue that is about to move, if there is one, is to stay where it is,
+ * unless it has left already.  Doesn't wait.  Context: main loop, BQL held.
+ */
+void virtio_scsi_move_take_back(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_move_cancel:
+ * @s: a device that accepts no kicks
+ *
+ * As virtio_scsi_move_take_back(), and wait until no queue is on its way; that
+ * depends on no I/O.  Context: main loop, BQL held.
+ */
+void virtio_scsi_move_cancel(VirtIOSCSI *s);
+
+/** virtio_scsi_move_more: more_bh of a queue on its way. Context: its owner. */
+void virtio_scsi_move_more(VirtIOSCSIQueue *q);
+
+/* virtio-scsi-watch.c */
+
+/** virtio_scsi_watch_init: on realize. Context: BQL held. */
+void virtio_scsi_watch_init(VirtIOSCSI *s);
+
+/** virtio_scsi_watch_cleanup: the device is stopped. Context: BQL held. */
+void virtio_scsi_watch_cleanup(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_watch_update:
+ * @s: the device
+ *
+ * Begin to measure time, or end it, after what that depends on has changed:
+ * who owns the queues, whether kicks are accepted, and who wants to know.
+ * Before contexts change, kicks must not be accepted.
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_watch_update(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_watch_ask:
+ * @s: the device
+ *
+ * Somebody wants figures: measure time for a while.  Context: BQL held.
+ */
+void virtio_scsi_watch_ask(VirtIOSCSI *s);
+
+/**
+ * virtio_scsi_watch_share:
+ * @s: the device
+ * @queue: index of a request queue
+ * @share: what part of its IOThread's time it took in the last period, 0 to 1
+ * @busy: what part of that time its IOThread was busy, 0 to 1
+ *
+ * Context: BQL held.
+ * Returns: false if time isn't measured, or hasn't been for long enough.
+ */
+bool virtio_scsi_watch_share(VirtIOSCSI *s, unsigned queue, double *share,
+                             double *busy);
+
+/**
+ * virtio_scsi_watch_moved:
+ * @s: the device
+ * @q: a queue that virtio_scsi_move_begin() was called for
+ * @moved: it has another owner now
+ *
+ * Context: main loop, BQL held.
+ */
+void virtio_scsi_watch_moved(VirtIOSCSI *s, VirtIOSCSIQueue *q, bool moved);
 
 /* virtio-scsi-ctrl.c */
 

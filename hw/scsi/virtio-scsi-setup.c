@@ -42,11 +42,26 @@ static bool setup_check_transport(VirtIOSCSI *s, const char *prop,
     return true;
 }
 
+static bool setup_check_balance(VirtIOSCSI *s, Error **errp)
+{
+    if (!s->parent_obj.conf.iothread_vq_mapping_list) {
+        error_setg(errp, "iothread-vq-balance is on, but there is no "
+                   "iothread-vq-mapping; set one, with the IOThreads that "
+                   "queues may be moved to, or iothread-vq-balance=off");
+        return false;
+    }
+    return true;
+}
+
 static bool setup_check(VirtIOSCSI *s, Error **errp)
 {
     const VirtIOSCSIConf *conf = &s->parent_obj.conf;
     const char *prop = conf->iothread ? "iothread" : PROP;
     g_autofree char *id = NULL;
+
+    if (s->balance && !setup_check_balance(s, errp)) {
+        return false;
+    }
 
     if (conf->iothread && conf->iothread_vq_mapping_list) {
         id = iothread_get_id(conf->iothread);
@@ -61,16 +76,28 @@ static bool setup_check(VirtIOSCSI *s, Error **errp)
     return setup_check_transport(s, prop, errp);
 }
 
-/* List each AioContext once, in the order of the first queue it serves. */
-static void setup_contexts(VirtIOSCSI *s, AioContext **by_queue)
+/*
+ * List each AioContext once, in the order of the first queue it serves; then
+ * those of @list that have no queue yet.
+ */
+static void setup_contexts(VirtIOSCSI *s, AioContext **by_queue,
+                           const IOThreadVirtQueueMappingList *list)
 {
     unsigned n = s->parent_obj.conf.num_queues;
     g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
 
-    s->contexts = g_new(AioContext *, n);
+    s->contexts = g_new(AioContext *, n + QAPI_LIST_LENGTH(list));
     for (unsigned i = 0; i < n; i++) {
         if (g_hash_table_add(seen, by_queue[i])) {
             s->contexts[s->num_contexts++] = by_queue[i];
+        }
+    }
+    for (; list; list = list->next) {
+        AioContext *ctx =
+            iothread_get_aio_context(iothread_by_id(list->value->iothread));
+
+        if (g_hash_table_add(seen, ctx)) {
+            s->contexts[s->num_contexts++] = ctx;
         }
     }
 }
@@ -78,6 +105,7 @@ static void setup_contexts(VirtIOSCSI *s, AioContext **by_queue)
 static void setup_queue_context(VirtIOSCSIQueue *q, AioContext *ctx)
 {
     q->ctx = ctx;
+    q->since_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     /*
      * No reentrancy guard: there is one for the whole device, and it is
      * not made for several threads.
@@ -127,12 +155,14 @@ bool virtio_scsi_setup(VirtIOSCSI *s, Error **errp)
     }
 
     if (by_queue) {
-        setup_contexts(s, by_queue);
+        setup_contexts(s, by_queue, conf->iothread_vq_mapping_list);
     }
     setup_queues(s, by_queue);
     QSIMPLEQ_INIT(&s->late);
     s->main_bh = qemu_bh_new_guarded(virtio_scsi_main_bh, s,
                                      &DEVICE(s)->mem_reentrancy_guard);
+    virtio_scsi_move_init(s);
+    virtio_scsi_watch_init(s);
     qatomic_set(&s->accepts_kicks, true);
     return true;
 }
@@ -159,6 +189,8 @@ static void setup_release_iothreads(const VirtIOSCSIConf *conf)
 void virtio_scsi_setup_cleanup(VirtIOSCSI *s)
 {
     assert(!s->in_contexts);
+    virtio_scsi_watch_cleanup(s);
+    virtio_scsi_move_cleanup(s);
     g_clear_pointer(&s->main_bh, qemu_bh_delete);
     setup_delete_queues(s);
 
@@ -171,7 +203,15 @@ void virtio_scsi_setup_cleanup(VirtIOSCSI *s)
  * Another mapping, see docs/devel/virtio-scsi-threads.rst
  */
 
-void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue)
+void virtio_scsi_setup_queue(VirtIOSCSIQueue *q, AioContext *ctx)
+{
+    qemu_bh_delete(q->more_bh);
+    setup_queue_context(q, ctx);
+    q->moves++;
+}
+
+void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue,
+                            const IOThreadVirtQueueMappingList *list)
 {
     g_autoptr(GPtrArray) luns = scsi_bus_list(&s->bus);
 
@@ -183,14 +223,13 @@ void virtio_scsi_setup_move(VirtIOSCSI *s, AioContext **by_queue)
 
     g_clear_pointer(&s->contexts, g_free);
     s->num_contexts = 0;
-    setup_contexts(s, by_queue);
+    setup_contexts(s, by_queue, list);
     scsi_bus_set_contexts(&s->bus, s->contexts, s->num_contexts);
     for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
         VirtIOSCSIQueue *q = &s->queues[i];
 
         if (q->ctx != by_queue[i]) {
-            qemu_bh_delete(q->more_bh);
-            setup_queue_context(q, by_queue[i]);
+            virtio_scsi_setup_queue(q, by_queue[i]);
         }
     }
 
@@ -217,7 +256,7 @@ bool virtio_scsi_set_mapping(VirtIOSCSI *s, IOThreadVirtQueueMappingList *list,
         !iothread_vq_mapping_apply(list, by_queue, conf->num_queues, errp)) {
         return false;
     }
-    if (!virtio_scsi_dataplane_move(s, by_queue, errp)) {
+    if (!virtio_scsi_dataplane_move(s, by_queue, list, errp)) {
         iothread_vq_mapping_cleanup(list);
         return false;
     }
@@ -228,4 +267,36 @@ bool virtio_scsi_set_mapping(VirtIOSCSI *s, IOThreadVirtQueueMappingList *list,
     conf->iothread_vq_mapping_list = list;
     object_unref(OBJECT(g_steal_pointer(&conf->iothread)));
     return true;
+}
+
+bool virtio_scsi_set_balance(VirtIOSCSI *s, bool on, Error **errp)
+{
+    GLOBAL_STATE_CODE();
+
+    if (on && !setup_check_balance(s, errp)) {
+        return false;
+    }
+    s->balance = on;
+    virtio_scsi_watch_update(s);
+    return true;
+}
+
+IOThread *virtio_scsi_mapped_iothread(VirtIOSCSI *s, AioContext *ctx)
+{
+    const VirtIOSCSIConf *conf = &s->parent_obj.conf;
+    const IOThreadVirtQueueMappingList *node;
+
+    if (conf->iothread) {
+        return iothread_get_aio_context(conf->iothread) == ctx ? conf->iothread
+                                                               : NULL;
+    }
+    for (node = conf->iothread_vq_mapping_list; node; node = node->next) {
+        /* It exists as long as it is mapped. */
+        IOThread *iothread = iothread_by_id(node->value->iothread);
+
+        if (iothread_get_aio_context(iothread) == ctx) {
+            return iothread;
+        }
+    }
+    return NULL;
 }

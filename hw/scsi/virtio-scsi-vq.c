@@ -83,6 +83,9 @@ static void queue_flush(void *opaque)
     }
     q->filled = 0;
     virtio_scsi_notify(q->dev, q->vq);
+    if (unlikely(q->place != QUEUE_HERE)) {
+        qemu_bh_schedule(q->more_bh); /* it may leave now */
+    }
 }
 
 /* At the end of a batch, at the latest. */
@@ -600,10 +603,32 @@ static void queue_run_later(VirtIOSCSIQueue *q)
     qemu_bh_schedule(qatomic_read(&s->in_contexts) ? q->more_bh : s->main_bh);
 }
 
+/* Returns the time if it is measured, or 0. */
+static int64_t queue_begin_time(VirtIOSCSI *s)
+{
+    if (likely(!qatomic_read(&s->watched))) {
+        return 0;
+    }
+    if (unlikely(!qatomic_read(&s->watch_awake))) {
+        qatomic_set(&s->watch_awake, true);
+        qemu_bh_schedule(s->watch_bh);
+    }
+    return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+}
+
+static void queue_end_time(VirtIOSCSIQueue *q, int64_t begin)
+{
+    if (unlikely(begin)) {
+        virtio_scsi_count(&q->stats.handler_ns,
+                          qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - begin);
+    }
+}
+
 /* While the event loop polls, it has switched kicks off by itself. */
 static void queue_run(VirtIOSCSIQueue *q)
 {
     bool switch_kicks = virtio_queue_get_notification(q->vq);
+    int64_t begin = queue_begin_time(q->dev);
     bool more;
 
     if (switch_kicks) {
@@ -617,6 +642,7 @@ static void queue_run(VirtIOSCSIQueue *q)
     scsi_merge_end(&q->neighbours);
     defer_call_end();
     aio_handler_end();
+    queue_end_time(q, begin);
     if (switch_kicks) {
         virtio_queue_set_notification(q->vq, 1);
         /* The guest may have added some just before kicks were on again. */
@@ -641,6 +667,10 @@ void virtio_scsi_handle_cmd(VirtIODevice *vdev, VirtQueue *vq)
     unsigned n = virtio_get_queue_index(vq) - VIRTIO_SCSI_VQ_NUM_FIXED;
     VirtIOSCSIQueue *q = &s->queues[n];
 
+    if (unlikely(q->place != QUEUE_HERE)) {
+        virtio_scsi_move_more(q);
+        return;
+    }
     if (!virtio_scsi_kick_is_ours(s)) {
         return;
     }

@@ -10,6 +10,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qapi/visitor.h"
 #include "qemu/error-report.h"
 #include "qemu/module.h"
 #include "hw/qdev-properties.h"
@@ -394,8 +395,27 @@ static void virtio_scsi_set_prop_mapping(Object *obj, Visitor *v,
     }
 }
 
+/* iothread-vq-balance may be changed at any time. */
+static void virtio_scsi_set_prop_balance(Object *obj, Visitor *v,
+                                         const char *name, void *opaque,
+                                         Error **errp)
+{
+    VirtIOSCSI *s = VIRTIO_SCSI(obj);
+    bool on;
+
+    if (!visit_type_bool(v, name, &on, errp)) {
+        return;
+    }
+    if (qdev_is_realized(DEVICE(s))) {
+        virtio_scsi_set_balance(s, on, errp);
+    } else {
+        s->balance = on; /* checked by virtio_scsi_setup() */
+    }
+}
+
 /* Filled in by virtio_scsi_class_init() */
 static PropertyInfo virtio_scsi_prop_mapping;
+static PropertyInfo virtio_scsi_prop_balance;
 
 #define CONF(field) parent_obj.conf.field
 
@@ -405,6 +425,8 @@ static const Property virtio_scsi_properties[] = {
     DEFINE_PROP("iothread-vq-mapping", VirtIOSCSI,
                 CONF(iothread_vq_mapping_list), virtio_scsi_prop_mapping,
                 IOThreadVirtQueueMappingList *),
+    DEFINE_PROP("iothread-vq-balance", VirtIOSCSI, balance,
+                virtio_scsi_prop_balance, bool),
     DEFINE_PROP_UINT32("num_queues", VirtIOSCSI, CONF(num_queues),
                        VIRTIO_SCSI_AUTO_NUM_QUEUES),
     DEFINE_PROP_UINT32("virtqueue_size", VirtIOSCSI, CONF(virtqueue_size),
@@ -443,6 +465,9 @@ static void virtio_scsi_class_init(ObjectClass *klass, void *data)
     virtio_scsi_prop_mapping = qdev_prop_iothread_vq_mapping_list;
     virtio_scsi_prop_mapping.set = virtio_scsi_set_prop_mapping;
     virtio_scsi_prop_mapping.realized_set_allowed = true;
+    virtio_scsi_prop_balance = qdev_prop_bool;
+    virtio_scsi_prop_balance.set = virtio_scsi_set_prop_balance;
+    virtio_scsi_prop_balance.realized_set_allowed = true;
     device_class_set_props(dc, virtio_scsi_properties);
 }
 

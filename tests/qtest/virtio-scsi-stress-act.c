@@ -10,6 +10,9 @@
 #include <sys/socket.h>
 #include "scsi/constants.h"
 #include "libqmp.h"
+#include "qemu/timer.h"
+#include "qobject/qbool.h"
+#include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "virtio-scsi-stress.h"
 
@@ -591,4 +594,69 @@ void act_remap(Stress *s)
         "'path': '/machine/peripheral/scsi0/virtio-backend', "
         "'property': 'iothread-vq-mapping', 'value': %p}}", list);
     s->count[COUNT_REMAPS]++;
+}
+
+static void set_property(Stress *s, const char *name, QObject *value)
+{
+    QMP(s, "{'execute': 'qom-set', 'arguments': {"
+        "'path': '/machine/peripheral/scsi0/virtio-backend', "
+        "'property': %s, 'value': %p}}", name, value);
+}
+
+/* How often queues have moved, and how busy the first one's IOThread was */
+static uint64_t read_moves(Stress *s, double *busy)
+{
+    g_autoptr(QDict) resp =
+        stress_qmp(s, "{'execute': 'x-query-virtio-scsi-queues',"
+                   " 'arguments': {'path': 'scsi0'}}");
+    const QListEntry *entry = qlist_first(qdict_get_qlist(resp, "return"));
+    QDict *device = qobject_to(QDict, qlist_entry_obj(entry));
+    uint64_t moves = 0;
+
+    *busy = 0;
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(device, "queues"), entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+
+        moves += qdict_get_int(info, "moves");
+        if (!qdict_get_int(info, "queue") &&
+            qdict_haskey(info, "iothread-busy")) {
+            *busy = qdict_get_double(info, "iothread-busy");
+        }
+    }
+    return moves;
+}
+
+/*
+ * One IOThread gets all queues but the last, and the device sees to it.  What
+ * it takes for a tenth of a second is as long as that IOThread needs to be
+ * nearly busy for that time, whatever the machine is.  We may go while a queue
+ * is on its way.
+ */
+void act_balance(Stress *s)
+{
+    double pace_us = 100000, busy;
+    uint64_t before;
+
+    set_property(s, "iothread-vq-mapping", qobject_from_jsonf_nofail(
+        s->sc->num_queues == 4
+        ? "[{'iothread': 't0', 'vqs': [0, 1, 2]},"
+          " {'iothread': 't1', 'vqs': [3]}]"
+        : "[{'iothread': 't0', 'vqs': [0, 1, 2, 3]},"
+          " {'iothread': 't1', 'vqs': [4]}]"));
+    set_property(s, "iothread-vq-balance", QOBJECT(qbool_from_bool(true)));
+    before = read_moves(s, &busy);
+    for (unsigned i = 0; i < 12 && read_moves(s, &busy) == before; i++) {
+        gint64 until = g_get_monotonic_time() + pace_us;
+
+        STRESS_WHILE(s, g_get_monotonic_time() < until);
+        qtest_clock_step(s->qts, 100 * SCALE_MS);
+        if (i > 3 && !stress_below(s, 4)) {
+            break;
+        }
+        read_moves(s, &busy);
+        pace_us *= busy < 0.99 ? 0.85 / MAX(busy, 0.3) : 0.6;
+    }
+    s->count[COUNT_MOVES] += read_moves(s, &busy) - before;
+    set_property(s, "iothread-vq-balance",
+                 QOBJECT(qbool_from_bool(stress_below(s, 2))));
 }

@@ -57,7 +57,7 @@ static const char *const counter_names[NUM_COUNTERS] = {
     "commands", "blocks-read", "blocks-written", "sense", "unit-attentions",
     "tmfs", "aborted", "pinned", "no-target", "resets", "lost-to-resets",
     "config-writes", "plugs", "stops", "retries", "jobs", "events",
-    "stats", "remaps",
+    "stats", "remaps", "moves",
 };
 
 bool stress_on_stock(void)
@@ -429,10 +429,14 @@ static ActFunc *const acts_remap[] = {
     act_remap, act_remap, act_remap, act_remap, act_hotplug, act_tmf, act_tmf,
     act_lun_reset, act_stop, NULL
 };
+static ActFunc *const acts_balance[] = {
+    act_balance, act_balance, act_balance, act_balance, act_tmf, act_tmf,
+    act_hotplug, act_lun_reset, act_stop, act_remap, act_device_reset, NULL
+};
 static ActFunc *const acts_all[] = {
     act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
     act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-    act_job, act_job, act_job, act_remap, NULL
+    act_job, act_job, act_job, act_remap, act_balance, NULL
 };
 
 static const Scenario scenarios[] = {
@@ -491,6 +495,13 @@ static const Scenario scenarios[] = {
         .acts = acts_remap,
         .must = MUST_RW | MUST(REMAPS) | MUST(PLUGS) | MUST(TMFS) |
                 MUST(STOPS),
+    }, {
+        .name = "balance", .mapping = MAP4, .num_iothreads = 4,
+        .num_queues = 4, .luns = LUN_DATA | LUN_ZERO | LUN_SLOW | LUN_HOT,
+        .classes = CLASS_ALL, .flags = SHM_EVENT_IDX | SHM_INTERRUPTS,
+        .acts = acts_balance,
+        .must = MUST_RW | MUST(MOVES) | MUST(REMAPS) | MUST(PLUGS) |
+                MUST(TMFS) | MUST(STOPS) | MUST(RESETS),
     }, {
         .name = "everything", .mapping = MAP3, .num_iothreads = 3,
         .num_queues = 5,

@@ -203,6 +203,7 @@ typedef enum Counter {
     COUNT_EVENTS,           /* from the event queue */
     COUNT_STATS,            /* looks at the device's own counters */
     COUNT_REMAPS,           /* other mappings */
+    COUNT_MOVES,            /* queues that moved by themselves */
     NUM_COUNTERS,
 } Counter;
 
@@ -334,7 +335,7 @@ void stress_poll_qmp(Stress *s);
 /* Acts */
 ActFunc act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
         act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-        act_job, act_remap;
+        act_job, act_remap, act_balance;
 void act_finish_jobs(Stress *s);
 
 /* The device's counters: what we know of them, and what it says */

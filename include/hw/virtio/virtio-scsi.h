@@ -97,7 +97,20 @@ struct VirtIOSCSICommon {
 
 typedef struct VirtIOSCSIQueue VirtIOSCSIQueue;
 typedef struct VirtIOSCSILate VirtIOSCSILate;
+typedef struct VirtIOSCSIWatch VirtIOSCSIWatch;
 typedef struct VirtIOSCSIEventNote VirtIOSCSIEventNote;
+
+/** VirtIOSCSIMove: a queue that is on its way to another IOThread */
+typedef struct VirtIOSCSIMove {
+    QEMUBH *bh;                 /* in the main loop; constant */
+
+    /* Main loop only */
+    VirtIOSCSIQueue *q;         /* NULL: none is */
+    AioContext *to;
+    bool arriving;              /* the new owner has been told */
+
+    unsigned visits;            /* at the old owner; atomic */
+} VirtIOSCSIMove;
 
 #define TYPE_VIRTIO_SCSI "virtio-scsi-device"
 OBJECT_DECLARE_SIMPLE_TYPE(VirtIOSCSI, VIRTIO_SCSI)
@@ -114,7 +127,7 @@ struct VirtIOSCSI {
     VMChangeStateEntry *vmstate;
 
     /* Constant but for virtio_scsi_setup_move() */
-    AioContext **contexts;      /* of the IOThreads that have a queue */
+    AioContext **contexts;      /* of the IOThreads that may have a queue */
     unsigned num_contexts;      /* 0: the main loop does everything */
 
     /*
@@ -130,6 +143,14 @@ struct VirtIOSCSI {
 
     bool wants_main_loop;       /* set in any thread; atomic */
 
+    /*
+     * Hints, read and written with qatomic_*(): owners of queues are to measure
+     * their time, and watch_bh has been scheduled since the device rested.
+     */
+    bool watched;
+    bool watch_awake;
+    QEMUBH *watch_bh;           /* in the main loop; constant */
+
     /* Main loop only */
     bool main_only;             /* until reset: the main loop owns all */
     bool wants_restart;         /* requests that settled in a running VM */
@@ -137,6 +158,10 @@ struct VirtIOSCSI {
     QSIMPLEQ_HEAD(, VirtIOSCSILate) late; /* see virtio_scsi_push_late() */
     bool in_ctrl;               /* the control queue's handler */
     unsigned tmfs;              /* task management functions under way */
+    bool balance;               /* property iothread-vq-balance */
+    VirtIOSCSIWatch *watch;     /* NULL: time isn't measured */
+    int64_t watch_until;        /* QEMU_CLOCK_REALTIME, because of a query */
+    VirtIOSCSIMove move;
     bool events_dropped;        /* the event queue had no buffer left */
 
     /* Any thread; off the I/O path */
