@@ -176,7 +176,11 @@ rm "$top/patches/bad.patch"
 check "overlay: after all that build/src is as before" \
     test "$(sum "$src")" = "$before"
 
-rm "$top"/patches/*.patch "$top/hw/scsi/added.c" "$top/hw/scsi/device.c"
+check "overlay: what is ours in scripts/ of QEMU's tree" \
+    test "$(ls "$src/scripts")" = virtio-scsi-top -a -x "$src/scripts/virtio-scsi-top"
+
+rm "$top"/patches/*.patch "$top/hw/scsi/added.c" "$top/hw/scsi/device.c" \
+    "$top/scripts/virtio-scsi-top"
 accepts "overlay: without files and patches" "$overlay"
 check "overlay: what is gone from us is the base's again" \
     test "$(sum "$src")" = "$base_sum"
