@@ -105,9 +105,10 @@ class QueueView:
         self.stream.readline()          # the greeting
         self.execute("qmp_capabilities")
 
-    def execute(self, command):
-        """The value that it returns; None if there is no such command."""
-        self.stream.write(json.dumps({"execute": command}) + "\n")
+    def ask(self, command, **arguments):
+        """The reply to a command."""
+        self.stream.write(json.dumps({"execute": command,
+                                      "arguments": arguments}) + "\n")
         self.stream.flush()
         while True:
             line = self.stream.readline()
@@ -115,7 +116,11 @@ class QueueView:
                 raise OSError("QEMU has closed its QMP socket")
             reply = json.loads(line)
             if "return" in reply or "error" in reply:
-                return reply.get("return")
+                return reply
+
+    def execute(self, command):
+        """The value that it returns; None if there is no such command."""
+        return self.ask(command).get("return")
 
     def read(self):
         """[queue of the first device], or None."""

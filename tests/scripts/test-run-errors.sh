@@ -98,8 +98,13 @@ refuses "GUEST without a kernel" 'GUEST=.*: no vmlinuz' \
 
 # The commands shown
 "$run" --dry-run > "$tmp/out" 2> "$tmp/err"
+[ $? -eq 0 ] && [ "$(grep -c '^\$ ' "$tmp/out")" -eq 5 ]
+verdict $? "--dry-run prints five commands" "$tmp/out"
+VCPUS=2 "$run" --dry-run > "$tmp/out" 2> "$tmp/err"
 [ $? -eq 0 ] && [ "$(grep -c '^\$ ' "$tmp/out")" -eq 4 ]
-verdict $? "--dry-run prints four commands" "$tmp/out"
+verdict $? "with 2 vCPUs there is no queue to move" "$tmp/out"
+refuses "moved with one IOThread" 'moved needs 3 vCPUs and 2 IOThreads' \
+    IOTHREADS=1 "$run" --config moved
 "$run" --config nonsense > "$tmp/out" 2> "$tmp/err"
 [ $? -ne 0 ] && grep -q nonsense "$tmp/err"
 verdict $? "unknown --config is refused" "$tmp/err"
@@ -239,6 +244,30 @@ for queues, view, want in (
 sys.exit(bad)
 END
 verdict $? "idle and busy IOThreads are told apart" "$tmp/out"
+
+# Queues that move, with made-up phases: who serves the hot queues, how busy
+python3 -B - "$top/scripts" > "$tmp/out" 2>&1 <<'END'
+import sys
+sys.path.insert(0, sys.argv[1])
+from watch import Sample
+from watchmove import Phase, judge
+
+def verdicts(title, busy, *names):
+    queues = [{"iothread": n, "iothread-busy": busy} for n in names]
+    return list(judge([Phase(title, 0, [Sample(1, 1, {}, queues)])]))
+
+bad = 0
+for title, busy, names, want in (
+        ("as mapped", 0.9, "aa", 0), ("as mapped", 0.9, "ab", 1),
+        ("by hand", 0.9, "ab", 0), ("by hand", 0.1, "aa", 1),
+        ("by themselves", 0.9, "ba", 0), ("by themselves", 0.9, "aa", 1),
+        ("by themselves", 0.1, "aa", 0)):
+    if len(verdicts(title, busy, *names)) != want:
+        print(title, busy, names, "got", verdicts(title, busy, *names))
+        bad = 1
+sys.exit(bad)
+END
+verdict $? "queues that moved and that didn't are told apart" "$tmp/out"
 
 # The guest: no network, no space
 proxy=http://127.0.0.1:9
