@@ -14,8 +14,10 @@
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "qobject/qstring.h"
+#include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_pci.h"
 #include "standard-headers/linux/virtio_ring.h"
+#include "libqmp.h"
 #include "virtio-scsi-data.h"
 
 #define BACKEND "/machine/peripheral/vs/virtio-backend"
@@ -494,6 +496,195 @@ static void test_load(const DataConfig *cfg)
     end(d);
 }
 
+/*
+ * An IOMMU
+ */
+
+/* Registers of intel-iommu, and its tables, below what is allocated */
+#define IOMMU_ARGS      " -machine q35 -device '{\"driver\":\"intel-iommu\"}'"
+#define VTD_BASE        0xfed90000
+#define VTD_ROOT        0x1000
+#define VTD_CONTEXTS    0x2000
+#define VTD_LEVEL3      0x3000
+#define VTD_LEVEL2      0x4000
+enum { VTD_GCMD = 0x18, VTD_RTADDR = 0x20 };
+#define VTD_GCMD_TE     (1u << 31)
+#define VTD_GCMD_SRTP   (1u << 30)
+
+/* Each address of the first GiB becomes itself, for all devices of bus 0. */
+static void make_tables(MqDev *d)
+{
+    qtest_memset(d->qts, VTD_ROOT, 0, VTD_LEVEL2 - VTD_ROOT);
+    qtest_writeq(d->qts, VTD_ROOT, VTD_CONTEXTS | 1);
+    for (unsigned i = 0; i < 256; i++) {
+        /* Present, domain 1, three levels */
+        qtest_writeq(d->qts, VTD_CONTEXTS + i * 16, VTD_LEVEL3 | 1);
+        qtest_writeq(d->qts, VTD_CONTEXTS + i * 16 + 8, 1 << 8 | 1);
+    }
+    qtest_writeq(d->qts, VTD_LEVEL3, VTD_LEVEL2 | 3);
+    for (uint64_t i = 0; i < 512; i++) {
+        /* 2 MiB, read and write */
+        qtest_writeq(d->qts, VTD_LEVEL2 + i * 8, i * 2 * MiB | 1 << 7 | 3);
+    }
+}
+
+static void set_translation(MqDev *d, bool on)
+{
+    qtest_writeq(d->qts, VTD_BASE + VTD_RTADDR, VTD_ROOT);
+    qtest_writel(d->qts, VTD_BASE + VTD_GCMD, VTD_GCMD_SRTP);
+    qtest_writel(d->qts, VTD_BASE + VTD_GCMD, on ? VTD_GCMD_TE : 0);
+}
+
+/*
+ * The main loop has the queues while addresses are translated, also if that
+ * has begun under IOThreads that then change.  The mapping is for later.
+ */
+static void test_iommu(const DataConfig *cfg)
+{
+    MqDev *d = data_begin(cfg);
+
+    add_iothread(d, "new0");
+    if (!cfg->iothreads) {
+        add_iothread(d, "iot0");
+        add_iothread(d, "iot1");
+    }
+    make_tables(d);
+    mq_reset(d);
+    set_translation(d, true);
+    data_start(d, cfg->form);
+    expect_threads(d, NULL);
+    run_io(d);
+    remap(d, TURNED);
+    expect_mapping(d, TURNED);
+    expect_threads(d, NULL);
+    run_io(d);
+
+    mq_reset(d);
+    set_translation(d, false);
+    data_start(d, cfg->form);
+    expect_threads(d, in_turned);
+    run_io(d);
+    set_translation(d, true);
+    remap(d, DEALT);
+    expect_mapping(d, DEALT);
+    expect_threads(d, NULL);
+    g_assert_true(try_delete(d, "new0"));
+    run_io(d);
+
+    mq_reset(d);
+    set_translation(d, false);
+    data_start(d, cfg->form);
+    expect_threads(d, in_dealt);
+    end(d);
+}
+
+/*
+ * Another monitor
+ */
+
+/*
+ * Two monitors want something else while I/O is slow.  One of them waits for
+ * the other, whichever it is.
+ */
+static void test_two_monitors(const DataConfig *cfg)
+{
+    g_autofree char *dir = g_dir_make_tmp("remap-XXXXXX", NULL);
+    g_autofree char *path = g_strdup_printf("%s/qmp", dir);
+    g_autofree char *args = g_strdup_printf(" -qmp unix:%s,server=on,wait=off",
+                                            path);
+    DataConfig with_monitor = *cfg;
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    MqCmd read = mq_read10(LUN_STUCK, 0, 1);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    MqDev *d;
+
+    with_monitor.args = args;
+    d = data_begin(&with_monitor);
+    g_strlcpy(addr.sun_path, path, sizeof(addr.sun_path));
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==, 0);
+    qobject_unref(qmp_fd_receive(fd));
+    qobject_unref(qmp_fd(fd, "{'execute': 'qmp_capabilities'}"));
+
+    add_iothread(d, "new0");
+    add_slow(d);
+    for (unsigned round = 0; round < 4; round++) {
+        MqSlot *slot = post(d, round, &read);
+        QDict *ours, *theirs, *status;
+
+        qtest_qmp_send(d->qts, "{'execute': 'qom-set', 'arguments': {"
+                       "'path': '" BACKEND "',"
+                       " 'property': 'iothread-vq-mapping',"
+                       " 'value': [{'iothread': 'new0'}]}}");
+        qmp_fd_send(fd, "{'execute': 'qom-set', 'arguments': {"
+                    "'path': '" BACKEND "',"
+                    " 'property': 'iothread-vq-mapping',"
+                    " 'value': [{'iothread': 'iot0'}]}}");
+        qmp_fd_send(fd, "{'execute': 'query-status'}");
+        theirs = qmp_fd_receive(fd);
+        status = qmp_fd_receive(fd);
+        ours = qtest_qmp_receive(d->qts);
+        g_assert_true(qdict_haskey(ours, "return"));
+        g_assert_true(qdict_haskey(theirs, "return"));
+        g_assert_true(qdict_haskey(status, "return"));
+        qobject_unref(ours);
+        qobject_unref(theirs);
+        qobject_unref(status);
+        expect_good(slot);
+        run_io(d);
+        g_assert_true(try_delete(d, "iot0") != try_delete(d, "new0"));
+        remap(d, "[{'iothread': 'iot1'}]");
+        try_delete(d, "iot0");
+        try_delete(d, "new0");
+        add_iothread(d, "iot0");
+        add_iothread(d, "new0");
+    }
+    close(fd);
+    end(d);
+    unlink(path);
+    rmdir(dir);
+}
+
+/*
+ * Memory
+ */
+
+static long resident_pages(MqDev *d)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/statm",
+                                            (int)qtest_pid(d->qts));
+    g_autofree char *text = NULL;
+    long pages;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_cmpint(sscanf(text, "%*d %ld", &pages), ==, 1);
+    return pages;
+}
+
+/* Many changes leave nothing behind: not even 64 bytes of each. */
+static void test_many(const DataConfig *cfg)
+{
+    unsigned rounds = g_test_slow() ? 10000 : 2000;
+    MqCmd read = mq_read10(LUN_FILE, 0, 1);
+    MqDev *d = data_begin(cfg);
+    long before = 0;
+
+    add_iothread(d, "new0");
+    for (unsigned round = 0; round < rounds; round++) {
+        MqSlot *slot = post(d, round % NUM_QUEUES, &read);
+
+        if (round == rounds / 10) {
+            before = resident_pages(d);
+        }
+        remap(d, round % 2 ? DEALT : TURNED);
+        expect_good(slot);
+    }
+    g_test_message("%ld pages at first, %ld at last", before,
+                   resident_pages(d));
+    g_assert_cmpint((resident_pages(d) - before) * qemu_real_host_page_size(),
+                    <, (rounds - rounds / 10) * 64);
+    end(d);
+}
+
 /* Waiting for a migration, and when it has come */
 static void test_incoming(const DataConfig *cfg)
 {
@@ -578,6 +769,18 @@ static const struct {
     { "load", test_load,
       { .iothreads = 2, .form = MQ_INDIRECT | MQ_EVENT_IDX | MQ_MSIX,
         .props = MODERN } },
+    { "two-monitors", test_two_monitors,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "many", test_many,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "iommu/mapping", test_iommu,
+      { .iothreads = 2, .form = MQ_INDIRECT, .needs = "intel-iommu",
+        .args = IOMMU_ARGS, .props = MODERN ",\"iommu_platform\":true",
+        .more_features = 1ull << VIRTIO_F_ACCESS_PLATFORM } },
+    { "iommu/main-loop", test_iommu,
+      { .form = MQ_INDIRECT, .needs = "intel-iommu",
+        .args = IOMMU_ARGS, .props = MODERN ",\"iommu_platform\":true",
+        .more_features = 1ull << VIRTIO_F_ACCESS_PLATFORM } },
     /* Not with packed=on: QEMU can't load what it has saved of a command. */
     { "incoming", test_incoming,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = "" } },
@@ -602,10 +805,13 @@ int main(int argc, char **argv)
         return 0;
     }
     for (unsigned i = 0; i < ARRAY_SIZE(remap_tests); i++) {
+        const char *needs = remap_tests[i].cfg.needs;
         g_autofree char *path =
             g_strdup_printf("virtio-scsi-mq/remap/%s", remap_tests[i].name);
 
-        qtest_add_data_func(path, &remap_tests[i], run_test);
+        if (!needs || qtest_has_device(needs)) {
+            qtest_add_data_func(path, &remap_tests[i], run_test);
+        }
     }
     return g_test_run();
 }
