@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reports of scripts/bench: Markdown tables, which are the text on the terminal
-as well, and a chart. All figures come from the dictionary in results.json."""
+as well, the same tables for the manual, and a chart. All figures come from the
+dictionary in results.json."""
 
 import re
 import subprocess
@@ -42,6 +43,19 @@ def table(header, rows):
 
     rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
     return "\n".join([line(header), line(rule), *map(line, rows)]) + "\n"
+
+
+def rst_table(header, rows):
+    """A simple table of reStructuredText; a lone dash would begin a list."""
+    if not rows:
+        return ""
+    cells = [[cell.replace("-", "\\-") if cell == "-" else cell for cell in row]
+             for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    rule = "  ".join("=" * width for width in widths)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths))
+             .rstrip() for row in cells]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule]) + "\n"
 
 
 def number(value):
@@ -103,7 +117,7 @@ def others(results):
     return "%.0f %% (up to %.0f %%)" % (100 * found.median, 100 * found.high)
 
 
-def goals(results):
+def goals(results, form=table):
     rows = []
     for one in GOALS:
         found, reached = judge(results, one)
@@ -112,10 +126,11 @@ def goals(results):
         against = "itself" if one.against == "ours" else ALL_LABELS[one.against]
         rows.append([one.title, against, "%s %.2f" % (one.sense, one.limit),
                      spread(found), verdict])
-    return table(["goal", "against", "limit", "ratio", ""], rows)
+    return form(["goal", "against", "limit", "ratio", ""], rows)
 
 
-def compare(results, wanted, columns, cell, others=("stock", "blk")):
+def compare(results, wanted, columns, cell, others=("stock", "blk"),
+            form=table):
     """One row per case: each column for each subject, then the ratios of ours
     to the others in the first column."""
     header = ["case" if len(columns) > 1 else columns[0][1]]
@@ -133,10 +148,10 @@ def compare(results, wanted, columns, cell, others=("stock", "blk")):
         row += [cell(ratio(results, name, key_of_ratio, "ours", other), 1)
                 for other in others]
         rows.append(row)
-    return table(header, rows)
+    return form(header, rows)
 
 
-def limit(results, wanted):
+def limit(results, wanted, form=table):
     """How far each case with a file is from what fio does there."""
     rows = []
     for name, title in titles(results, wanted):
@@ -148,12 +163,12 @@ def limit(results, wanted):
                     for subject in ("ours", "limit")]
             row.append(spread(ratio(results, name, key, "ours", "limit")))
         rows.append(row)
-    return table(["against the limit", "µs CPU per I/O: ours", "fio",
-                  "x of the limit", "1000 IOPS: ours", "fio",
-                  "x of the limit"], rows)
+    return form(["against the limit", "µs CPU per I/O: ours", "fio",
+                 "x of the limit", "1000 IOPS: ours", "fio",
+                 "x of the limit"], rows)
 
 
-def fairness(results):
+def fairness(results, form=table):
     rows = []
     for subject in ("ours", "stock"):
         found = [figure(results, "fair", subject, key)
@@ -161,11 +176,11 @@ def fairness(results):
         if found[0]:
             rows.append([LABELS[subject], spread(found[0]), spread(found[1]),
                          spread(found[2], 1e-3)])
-    return table(["one queue full, the other reads one by one", "its p50 µs",
-                  "its p99 µs", "1000 IOPS of both"], rows)
+    return form(["one queue full, the other reads one by one", "its p50 µs",
+                 "its p99 µs", "1000 IOPS of both"], rows)
 
 
-def memory(results):
+def memory(results, form=table):
     rows = []
     for key, title in (("rss_idle", "RSS, idle"), ("rss_loaded", "RSS, loaded"),
                        ("own_idle", "without guest memory and files, idle"),
@@ -174,8 +189,8 @@ def memory(results):
         if all(found):
             rows.append([title] + [spread(f, 1 / 1024) for f in found]
                         + [spread(ratio(results, "rss", key, "ours", "stock"))])
-    return table(["MiB, 16 queues x 1024", LABELS["ours"],
-                  LABELS["stock"], "ratio"], rows)
+    return form(["MiB, 16 queues x 1024", LABELS["ours"],
+                 LABELS["stock"], "ratio"], rows)
 
 
 def fit_counts(results):
@@ -251,19 +266,54 @@ def text(results, parts):
 
 # --------------------------------------------------------------------- README
 
+def short_heading(results):
+    machine, settings = results["machine"], results["settings"]
+    return ("%s, %d cores, %s; ours: commit %s; stock: %s; medians of %d rounds of"
+            " %g s. Other processes used %s of the CPU time.\n" % (
+                machine["cpu"], machine["cores"], machine["date"],
+                machine["commit"], results["qemu"]["stock"],
+                settings["rounds"], settings["seconds"], others(results)))
+
+
+def short(results):
+    """The cases of the chart: each subject's cost and speed, the limit's too."""
+    names = dict(CHART)
+    header = ["case"]
+    for index, (_, title, _) in enumerate((CPU, IOPS)):
+        header += ["%s%s" % ("" if column else title + ": ", label) for
+                   column, label in enumerate(ALL_LABELS.values())]
+    rows = [[title] + [middle(figure(results, name, subject, key), factor)
+                       for key, _, factor in (CPU, IOPS)
+                       for subject in ALL_LABELS]
+            for name, title in titles(results, lambda c: c["name"] in names)]
+    return table(header, rows)
+
+
+def reached(results):
+    """How many goals are reached, and which are not, as a sentence."""
+    missed, measured, last = [], 0, ""
+    for one in GOALS:
+        found, good = judge(results, one)
+        title = one.title
+        if not title.startswith("the same"):
+            last = title
+        elif title == "the same":
+            title = "%s, against %s" % (last, ALL_LABELS[one.against])
+        else:           # in place of the last part: another interface
+            title = last.rpartition(",")[0] + title[len("the same"):]
+        measured += found is not None
+        if found and not good:
+            missed.append("%s (%s, wanted %s %.2f)" % (
+                title, number(found.median), one.sense, one.limit))
+    return "Goals reached: %d of %d.%s\n" % (
+        measured - len(missed), measured,
+        " Missed: %s." % "; ".join(missed) if missed else "")
+
+
 def readme_section(results):
     """What stands in README.md between the markers."""
-    core = {c["name"] for c in results["cases"] if c["core"]}
-    core |= {name for name, _ in CHART}
-    parts = [
-        "![CPU per I/O and IOPS](docs/bench.svg)\n", heading(results),
-        goals(results),
-        compare(results, lambda c: c["name"] in core and is_deep(c),
-                [CPU, IOPS], middle),
-        limit(results, lambda c: c["name"] in core and is_deep(c)),
-        compare(results, lambda c: c["name"] in core and is_single(c),
-                [P50, P99], middle),
-        fairness(results), memory(results)]
+    parts = ["![CPU per I/O and IOPS](docs/bench.svg)\n", short_heading(results),
+             short(results), reached(results)]
     return "\n".join(part for part in parts if part)
 
 
@@ -279,16 +329,8 @@ def between_markers(text_, section, begin=BEGIN, end=END):
 
 # ------------------------------------------------------------------- docs page
 
-RST_BEGIN, RST_END = ".. bench:begin\n", ".. bench:end\n"
-
-
-def rst_table(header, rows):
-    """A table of reStructuredText, with the titles as its first row."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in [header, *rows]:
-        lines += ["   %s - %s" % ("*" if i == 0 else " ", cell)
-                  for i, cell in enumerate(row)]
-    return "\n".join(lines) + "\n"
+# A table ends with an empty line.
+RST_BEGIN, RST_END = ".. bench:begin\n", "\n.. bench:end\n"
 
 
 def lines_table(found):
@@ -303,10 +345,26 @@ def lines_table(found):
 
 def docs_section(results, lines):
     """What stands in docs/devel/virtio-scsi-cost.rst between the markers."""
-    parts = [heading(results), rst_table(*cost_model(results))]
+    core = {c["name"] for c in results["cases"] if c["core"]}
+    core |= {name for name, _ in CHART}
+
+    def deep(case):
+        return case["name"] in core and is_deep(case)
+
+    def single(case):
+        return case["name"] in core and is_single(case)
+
+    parts = [heading(results), goals(results, rst_table),
+             compare(results, deep, [CPU], middle, form=rst_table),
+             compare(results, deep, [IOPS], middle, form=rst_table),
+             limit(results, deep, rst_table),
+             compare(results, single, [P50], middle, form=rst_table),
+             compare(results, single, [P99], middle, form=rst_table),
+             fairness(results, rst_table), memory(results, rst_table),
+             rst_table(*cost_model(results))]
     if lines:
         parts.append(lines_table(lines))
-    return "\n" + "\n".join(parts)
+    return "\n" + "\n".join(part for part in parts if part) + "\n"
 
 
 # ---------------------------------------------------------------------- chart

@@ -517,17 +517,48 @@ def readme_gets_tables_and_chart(room):
     same(len(room.calls()), called)             # nothing is run
     with open(room.path("README.md")) as file:
         text = file.read()
-    assert "0.51 (0.51-0.51)" in text and "old" not in text, text
+    assert "| null-co, 4K read, 1 IOThread " in text and "old" not in text, text
+    # 2200 ns of 2100 are reached, 0.51 of stock and 0.85 of blk, too
+    assert "Goals reached: " in text and " 2.10 |" in text, text
     assert text.startswith("# A\n\nbefore\n") and text.endswith("\nafter\n")
     with open(room.path("page.rst")) as file:
         page = file.read()
     assert page.startswith("page\n.. bench:begin\n\n"), page
     assert page.endswith("\n.. bench:end\nend\n"), page
-    assert "- 2.00 (2.00-2.00)" in page and "- 77" in page, page
+    assert "  2.00 (2.00-2.00)" in page and "  77 " in page, page
+    assert "  0.51 (0.51-0.51)" in page and "reached" in page, page
+    assert "=\n\n.. bench:end\n" in page, page
     with open(room.path("docs.svg")) as file:
         chart = file.read()
     assert chart.rstrip().endswith("</svg>") and "stock scsi" in chart
     assert not any(l != l.rstrip() for l in chart.splitlines())
+
+
+@test
+def readme_names_the_goals_that_are_missed(room):
+    wanted = [benchstat.goal("fast, native", "c", "cpu", "stock", "<=", 0.6),
+              benchstat.goal("the same", "c", "cpu", "blk", "<=", 0.1),
+              benchstat.goal("the same, io_uring", "d", "cpu", "stock", ">=", 2),
+              benchstat.goal("never ran", "e", "cpu", "stock", "<=", 1)]
+    results = results_of({(case, subject): {0: {"cpu": value}} for
+                          case, subject, value in (
+        ("c", "ours", 50), ("c", "stock", 100), ("c", "blk", 100),
+        ("d", "ours", 50), ("d", "stock", 100))})
+    kept, benchreport.GOALS = benchreport.GOALS, wanted
+    try:
+        same(benchreport.reached(results),
+             "Goals reached: 1 of 3. Missed: fast, native, against stock blk "
+             "(0.50, wanted <= 0.10); fast, io_uring (0.50, wanted >= 2.00).\n")
+    finally:
+        benchreport.GOALS = kept
+
+
+@test
+def tables_of_the_manual(room):
+    same(benchreport.rst_table(["a", "bc"], [["longer", "-"], ["x", "1 (1-2)"]]),
+         "======  =======\na       bc\n======  =======\nlonger  \\-\n"
+         "x       1 (1-2)\n======  =======\n")
+    same(benchreport.rst_table(["a"], []), "")
 
 
 @test

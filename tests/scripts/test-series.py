@@ -133,7 +133,7 @@ def test_mails(tap):
             return
         cover = series.read(mails[0])
         tap.result("*** " not in cover and "@BENCH@" not in cover
-                   and "@BASE@" not in cover and "| goal" in cover,
+                   and "@BASE@" not in cover and "| case" in cover,
                    "the cover letter is filled in", cover[:2000])
         bad = [m for m in mails[1:]
                if "\nSigned-off-by: " not in series.read(m)
