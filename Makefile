@@ -19,25 +19,33 @@ unexport MAKEFLAGS MFLAGS
         bench bench-nbd profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
-help: ## list the targets and variables
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
-	    awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
-	@echo
-	@echo 'Variables:'
-	@echo '  QEMU_SRC=DIR         build over this QEMU 10.0.x tree, not over Debian'"'"'s'
-	@echo '  FORCE=1              accept a QEMU_SRC of another series'
-	@echo '  CONFIGURE_FLAGS=...  added to the configure flags'
-	@echo '  FULL=1               QEMU'"'"'s default features, not the minimal ones'
-	@echo '  JOBS=N               compile jobs (default: one per CPU)'
-	@echo '  PREFIX=DIR           where `make install` puts it (default /usr/local)'
-	@echo '  VCPUS= IOTHREADS= RUNTIME= BACKEND=null|FILE|/dev/...   for `make run`'
-	@echo '  ROUNDS=N             of `make bench` (default 5)'
-	@echo '  CONFIG=NAME          for `make profile` (scripts/bench --list; default null-1)'
-	@echo '  NO_STOCK=1           `make check-tsan` without stock beside it'
-	@echo '  BUILD=1              `make deb` builds the packages, too'
-	@echo '  APPLY_ONLY=1         `make check-series` without the builds'
-	@echo '  CACHELINES=1         shared cache lines as well (with CONFIG=null-2, say)'
-	@echo '  INSTRUCTIONS=1       of a request as well (`make profile`)'
+help: ## this list
+	@sed -n 's/^#: \{0,1\}//p' $(MAKEFILE_LIST)
+
+#: Build   make                 build/qemu-system-x86_64, qemu-img, ... (default)
+#:         make install         it, below PREFIX=/usr/local (and DESTDIR=)
+#:         make stock docs      pristine QEMU beside it; the manual with our pages
+#:         make clean distclean delete what was built; all of build/
+#:           QEMU_SRC=DIR CONFIGURE_FLAGS="..." FULL=1 JOBS=N
+#: Try     make run             a Linux guest doing I/O on mapped IOThreads
+#:           VCPUS=N IOTHREADS=N RUNTIME=S BACKEND=null|FILE|/dev/...
+#: Test    make check           all tests, ours and the base's that touch this code
+#:         make check-style     checkpatch.pl, scripts' syntax, no large files
+#:         make check-tsan      data races (NO_STOCK=1); check-asan: memory, leaks
+#:         make check-guest     iscsi-test-cu, sg3_utils, ext4 and xfs in a guest
+#:         make check-migration a guest at work moves, from and to stock, too
+#:         make check-libvirt   mapped controllers from XML, hotplug, save
+#:         make check-backends  files, qcow2, loop, NBD servers that go away
+#:         make check-docs      the pages' commands, QMP and messages
+#: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
+#:         make bench-nbd       several IOThreads on a network disk
+#:         make profile         where the time goes: CONFIG=NAME CACHELINES=1
+#:                              INSTRUCTIONS=1 (scripts/bench --list has the names)
+#: Take    make series          mails to git am; check-series proves them (SERIES=A
+#:                              APPLY_ONLY=1)
+#:         make deb             Debian's source package with them (BUILD=1 binaries)
+#:         make check-deb       it unpacks to our files, and compiles
+#: Each target calls the program of that name in scripts/; its --help tells more.
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
 	@scripts/overlay
