@@ -133,7 +133,8 @@ series: base ## our changes as mails to git am, with a cover letter, in build/se
 
 check-series: build series ## git am on the tarball, a build and tests after each mail
 	@scripts/deps style check docs
-	@scripts/check-series $(if $(APPLY_ONLY),--apply-only)
+	@scripts/check-series $(if $(APPLY_ONLY),--apply-only) \
+		$(if $(SERIES),--series '$(SERIES)') $(if $(FAULTS),--faults)
 
 deb: series ## Debian's source package with the series (BUILD=1: the packages too, as root, an hour)
 	@scripts/deps deb

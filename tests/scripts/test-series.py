@@ -89,21 +89,59 @@ WRONG = (
      "matches nothing"),
     ("drop without a name", HEAD + "== a\ndrop: hw/scsi/scsi-bus.c\n",
      "drop: FILE NAME..."),
+    ("a series without needs", HEAD + "=== A fixes\n== cover\n== a\n",
+     "patches/SERIES:3: not '=== LETTER NAME: needs LETTER...'"),
+    ("a series that needs a later one", HEAD + "=== A fixes: needs B\n",
+     "patches/SERIES:3: no series B before this one"),
+    ("two series of one letter", HEAD + "=== A fixes: needs nothing\n"
+     "== cover\n== a\n=== A more: needs nothing\n",
+     "patches/SERIES:6: there is a series A already"),
+    ("a series without mails", HEAD + "== x\n=== A fixes: needs nothing\n"
+     "== cover\n", "no mails in series A"),
 )
+
+PARTS = HEAD + """=== A one: needs nothing
+== cover of A
+body
+== a
+test: tests/unit/test-x /x/y
+=== B two: needs A
+== cover of B
+== b
+== c
+=== C three: needs B
+== cover of C
+== d
+"""
+
+
+def test_parts(tap):
+    """Which mail is in which series, and what that needs."""
+    mails, parts = series.parse(PARTS, [])
+    tap.equal("the mails of all series, in order",
+              [mail.subject for mail in mails], ["cover", "a", "b", "c", "d"])
+    tap.equal("series, cover letters, mails and needs",
+              [(p.folder(), p.cover.subject, [m.subject for m in p.mails],
+                [n.letter for n in p.needs]) for p in parts],
+              [("A-one", "cover of A", ["a"], []),
+               ("B-two", "cover of B", ["b", "c"], ["A"]),
+               ("C-three", "cover of C", ["d"], ["A", "B"])])
+    tap.equal("what fails without a mail", mails[1].tests,
+              [["tests/unit/test-x", "/x/y"]])
 
 
 def test_wrong_lists(tap):
     ours = series.overlay.our_files()
     for name, text, wanted in WRONG:
         try:
-            series.Series(series.parse(text, ours), ours)
+            series.Series(series.parse(text, ours)[0], ours)
             got = "no error"
         except series.Problem as problem:
             got = str(problem)
         tap.result(wanted in got, "refused: " + name, got)
 
     left = series.Series(series.parse(
-        HEAD + "== a\ntake: hw/scsi/scsi-cdb.c\n", ours), ours).missing()
+        HEAD + "== a\ntake: hw/scsi/scsi-cdb.c\n", ours)[0], ours).missing()
     tap.result("hw/scsi/scsi-bus.c" in left and "01-iothread-users" in left
                and "hw/scsi/scsi-cdb.c" not in left,
                "files and patches without a place are found", left)
@@ -139,6 +177,12 @@ def test_mails(tap):
                if "\nSigned-off-by: " not in series.read(m)
                or "\nSubject: [PATCH " not in series.read(m)]
         tap.equal("each mail has a subject and is signed off", bad, [])
+        for part in series.load().parts:
+            alone = sorted(glob.glob("%s/%s/0*.patch" % (out, part.folder())))
+            tap.result(len(alone) == len(part.mails) + 1
+                       and "*** " not in series.read(alone[0])
+                       and "@BASE@" not in series.read(alone[0]),
+                       "series %s stands alone" % part.letter, alone)
         bad = [m for m in mails[1:] if "\n\n\n---\n" in series.read(m)
                or not series.read(m).partition("\n\n")[2].strip()]
         tap.equal("each mail has a message", bad, [])
@@ -151,6 +195,7 @@ def main():
     tap = Tap()
     test_drop(tap)
     test_wrong_lists(tap)
+    test_parts(tap)
     test_maintainers(tap)
     test_mails(tap)
     return tap.end()
