@@ -30,3 +30,29 @@ int wait_result(int *ret)
     AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(ret) == PENDING);
     return *ret;
 }
+
+static void hold_bh(void *opaque)
+{
+    IOThreadHold *hold = opaque;
+
+    qatomic_set(&hold->held, true);
+    while (!qatomic_read(&hold->release)) {
+        g_usleep(10);
+    }
+}
+
+void iothread_hold(IOThread *iothread, IOThreadHold *hold)
+{
+    *hold = (IOThreadHold) { .held = false };
+    aio_bh_schedule_oneshot(iothread_get_aio_context(iothread), hold_bh, hold);
+    while (!qatomic_read(&hold->held)) {
+        g_usleep(10);
+    }
+}
+
+void iothread_release(void *opaque)
+{
+    IOThreadHold *hold = opaque;
+
+    qatomic_set(&hold->release, true);
+}

@@ -23,6 +23,27 @@
  */
 void iothread_call(IOThread *iothread, QEMUBHFunc *func, void *opaque);
 
+typedef struct IOThreadHold {
+    bool held;          /* atomic */
+    bool release;       /* atomic */
+} IOThreadHold;
+
+/**
+ * iothread_hold: keep @iothread busy, so that nothing else runs in it
+ * @hold: uninitialised; to stay until iothread_release() is called
+ *
+ * To be called in the main loop.
+ */
+void iothread_hold(IOThread *iothread, IOThreadHold *hold);
+
+/**
+ * iothread_release: let it go on
+ * @hold: the IOThreadHold, as the argument of a QEMUBHFunc
+ *
+ * For any thread.
+ */
+void iothread_release(void *hold);
+
 /**
  * set_result: store a result, and wake who waits for it
  * @ret: where
