@@ -96,7 +96,7 @@ check-guest: build stock ## iscsi-test-cu, sg3_utils, fio, ext4 and xfs in a gue
 
 check-migration: build stock ## a guest at work moves between QEMUs, ours and stock
 	@scripts/deps run
-	@scripts/check-migration
+	@scripts/functional migration
 
 check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
 	@scripts/deps run backends

@@ -12,78 +12,24 @@ import collections
 import ctypes
 import json
 import os
-import re
 import selectors
 import signal
 import socket
 import subprocess
+import sys
 import time
 
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.append(f"{TOP}/tests/functional")
+from guest_shell import (EmulatorFault, GuestError as RunError, STALL, Thread,
+                         difference, is_iothread, iothread_times, read_threads)
+
 SILENCE = 60                    # seconds without a sign of life from a guest
-STALL = re.compile(r"rcu.*(stall|starved)|soft lockup|hard LOCKUP")
-
-Thread = collections.namedtuple("Thread", "name usr sys cpu switches")
 Sample = collections.namedtuple("Sample", "time reads threads queues")
-
-
-class RunError(Exception):
-    """Ends the walk-through with one line."""
-
-
-class EmulatorFault(Exception):
-    """A known fault of multi-threaded TCG on a busy host; worth a repeat."""
 
 
 def say(text=""):
     print(text, flush=True)
-
-
-def read_threads(pid):
-    """{tid: Thread} with CPU times in seconds."""
-    hertz = os.sysconf("SC_CLK_TCK")
-    threads = {}
-    for tid in os.listdir(f"/proc/{pid}/task"):
-        base = f"/proc/{pid}/task/{tid}"
-        try:
-            with open(f"{base}/stat", encoding="utf-8") as f:
-                text = f.read()
-            with open(f"{base}/status", encoding="utf-8") as f:
-                found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)",
-                                  f.read(), re.M)
-            try:
-                # Nanoseconds; stat counts in steps of a clock tick.
-                with open(f"{base}/schedstat", encoding="ascii") as f:
-                    exact = int(f.read().split()[0]) / 1e9
-            except OSError:
-                exact = None
-        except OSError:
-            continue                    # the thread has just ended
-        name = text[text.index("(") + 1:text.rindex(")")]
-        fields = text[text.rindex(")") + 2:].split()
-        usr, system = int(fields[11]) / hertz, int(fields[12]) / hertz
-        threads[int(tid)] = Thread(name, usr, system,
-                                   usr + system if exact is None else exact,
-                                   int(found.group(1)))
-    return threads
-
-
-def difference(first, last):
-    """[Thread] that used CPU or not between two samples, in thread order."""
-    found = []
-    for tid in sorted(last):
-        old = first.get(tid, Thread("", 0, 0, 0, 0))
-        found.append(Thread(last[tid].name, *(b - a for a, b in
-                                              zip(old[1:], last[tid][1:]))))
-    return found
-
-
-def is_iothread(thread):
-    """The monitor has one, too, which is none of the user's."""
-    return thread.name.startswith("IO ") and thread.name != "IO mon_iothread"
-
-
-def iothread_times(threads):
-    return {t.name[3:]: t for t in threads if is_iothread(t)}
 
 
 class QueueView:

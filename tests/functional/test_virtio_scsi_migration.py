@@ -1,0 +1,638 @@
+#!/usr/bin/env python3
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Move a Linux guest at work from QEMU to QEMU.
+
+In the guest fio reads, writes and verifies one disk, with a job for each of
+four virtqueues.  After each migration the load must go on, served by exactly
+the IOThreads that the destination's mapping names, and end without error; the
+QEMU that the guest left must end well.  All sides share a raw file.
+
+A side is BUILD.MAPPING.  BUILD is ours (QEMU_TEST_QEMU_BINARY) or stock,
+another build or version (QEMU_TEST_QEMU_BINARY_OTHER); tests that want it are
+skipped without.
+"""
+
+import ctypes
+import json
+import os
+import time
+import unittest
+
+from guest_shell import (EmulatorFault, GuestError, WORK, difference, expect,
+                         fio_verified, iothread_times, read_threads, wait_for)
+from qemu_test import QemuSystemTest
+from virtio_scsi_guest import GuestMachine, GuestTest
+
+QUEUES = 4
+IOTHREADS = 4                   # in every QEMU, whether it uses them or not
+DISK_SIZE = 1 << 30
+KEPT = "--offset=768M --size=8M"    # written once, the load does not touch it
+ENOUGH = 3000                   # requests that show who serves the queues
+SOME = 50                       # interrupts of each queue that must come
+LIMIT = 60                      # seconds, generous
+SLOW = 30                       # seconds after which downtime may be longer
+MEGABYTE = 1 << 20
+TROUBLE = "(abort|device reset)$|I/O error|blocked for more than"
+BACKEND = "/machine/peripheral/scsi0/virtio-backend"
+
+# mapping: (form of the property, queues of iothread0, iothread1, ...)
+MAPPINGS = {
+    "one-vq": ("vqs", [[0], [1], [2], [3]]),
+    "crossed": ("vqs", [[3], [0, 2], [1], []]),
+    "round-robin": ("list", [[0, 3], [1], [2], []]),
+    "iothread": ("iothread", [[0, 1, 2, 3], [], [], []]),
+    "main-loop": ("none", [[], [], [], []]),
+}
+
+
+class Side:
+    """A QEMU to start."""
+
+    def __init__(self, name):
+        self.name = name
+        self.build, mapping = name.split(".")
+        self.qemu = os.environ["QEMU_TEST_QEMU_BINARY" if self.build == "ours"
+                               else "QEMU_TEST_QEMU_BINARY_OTHER"]
+        self.form, self.queues = MAPPINGS[mapping]
+
+    def controller(self, **more):
+        """The controller's properties."""
+        device = {"driver": "virtio-scsi-pci", "id": "scsi0",
+                  "num_queues": QUEUES}
+        used = [(f"iothread{i}", vqs) for i, vqs in enumerate(self.queues)
+                if vqs]
+        if self.form == "iothread":
+            device["iothread"] = used[0][0]
+        elif self.form == "list":
+            device["iothread-vq-mapping"] = [{"iothread": t} for t, _ in used]
+        elif self.form == "vqs":
+            device["iothread-vq-mapping"] = [{"iothread": t, "vqs": vqs}
+                                             for t, vqs in used]
+        device.update(more)
+        return device
+
+
+class MovingGuest(GuestMachine):
+    """A guest with the disk, on the sending or on the receiving side."""
+
+    def __init__(self, side, disk, logs, incoming=False, **controller):
+        args = []
+        for i in range(IOTHREADS):
+            args += ["-object", f"iothread,id=iothread{i}"]
+        node = {"driver": "file", "node-name": "disk0", "filename": disk,
+                "aio": "native", "cache": {"direct": True}}
+        # A disk that fails stops the VM: some tests want just that.
+        lun = {"driver": "scsi-hd", "id": "hd0", "bus": "scsi0.0",
+               "drive": "disk0", "werror": "stop", "rerror": "stop"}
+        for option, value in (("-blockdev", node),
+                              ("-device", side.controller(**controller)),
+                              ("-device", lun)):
+            args += [option, json.dumps(value)]
+        if incoming:
+            args += ["-incoming", "defer"]
+        self.side, self.disk = side, disk
+        super().__init__(side.qemu, side.name.replace(".", "-"), args, logs)
+
+    def remap(self, mapping):
+        """Another mapping for the controller, which says so."""
+        self.side = Side(f"ours.{mapping}")
+        value = self.side.controller()["iothread-vq-mapping"]
+        self.command("qom-set", path="/machine/peripheral/scsi0",
+                     property="iothread-vq-mapping", value=value)
+
+    def migration(self):
+        return self.command("query-migrate")
+
+    def allow(self, *capabilities, **parameters):
+        """Set capabilities, all others are off, and parameters."""
+        states = [{"capability": entry["capability"],
+                   "state": entry["capability"] in capabilities
+                   + ("events",)}
+                  for entry in self.command("query-migrate-capabilities")]
+        self.command("migrate-set-capabilities", capabilities=states)
+        self.command("migrate-set-parameters", downtime_limit=1000,
+                     **{"max_bandwidth": 0, **parameters})
+
+    def listen(self, kind="unix"):
+        """Wait for a migration; the address for the source."""
+        uri = "tcp:127.0.0.1:0" if kind == "tcp" else \
+            f"unix:{self.folder}/incoming"
+        self.command("migrate-incoming", uri=uri)
+        if kind == "tcp":
+            address = self.migration()["socket-address"][0]
+            uri = f"tcp:{address['host']}:{address['port']}"
+        return uri
+
+    def wait_migration(self, *wanted):
+        """Until the migration has one of these states; what QEMU tells."""
+        start, patient = time.monotonic(), False
+
+        def reached():
+            nonlocal patient
+            info = self.migration()
+            status = info.get("status", "none")
+            if status in wanted:
+                return info
+            expect(status not in ("failed", "cancelled", "completed"),
+                   f"{self.label}: the migration is {status}, not "
+                   f"{' or '.join(wanted)}: {info.get('error-desc', '')}")
+            if time.monotonic() - start > SLOW and not patient:
+                patient = True
+                self.command("migrate-set-parameters", downtime_limit=20000)
+            return None
+
+        return wait_for(f"{' or '.join(wanted)} migration", reached, LIMIT,
+                        0.05)
+
+    def wait_memory(self):
+        wait_for("memory on its way", lambda: self.migration().get(
+            "ram", {}).get("transferred", 0) > MEGABYTE, LIMIT)
+
+    def wait_running(self):
+        wait_for(f"guest that runs in {self.label}", lambda:
+                 self.check_alive() or self.status() == "running", LIMIT)
+
+    def migration_states(self):
+        """Names of the states that the migration went through so far."""
+        return [event["data"]["status"] for event in self.get_qmp_events()
+                if event["event"] == "MIGRATION"]
+
+    def pending(self):
+        """Requests of each queue that the device has and the guest waits
+        for."""
+        return [self.command("x-query-virtio-queue-status", queue=2 + i,
+                             path=BACKEND)["inuse"] for i in range(QUEUES)]
+
+    def queues_state(self):
+        """Where the rings and the vCPUs stand, to tell who waits for whom.
+
+        Not by "info virtio-queue-element": that may call a device broken.
+        """
+        words = []
+        for queue in range(QUEUES):
+            state = self.command("x-query-virtio-queue-status", path=BACKEND,
+                                 queue=2 + queue)
+            words.append(f"queue {queue}: " + ", ".join(
+                f"{key} {state[key]}" for key in
+                ("inuse", "last-avail-idx", "shadow-avail-idx", "used-idx",
+                 "signalled-used", "signalled-used-valid") if key in state))
+        words += [s for s in self.hmp("info registers -a").splitlines()
+                  if "CPU#" in s or "HLT=" in s]
+        words += [s.strip() for s in self.shell.run("cat /proc/interrupts")
+                  if "request" in s or "LOC" in s]
+        return "\n".join(words)
+
+
+# --------------------------------------------------------------------- load
+
+class Sample:
+    """What the load has done so far: threads' CPU time and the guest's view."""
+
+    def __init__(self, vm):
+        self.threads = read_threads(vm.get_pid())
+        stat, *lines = vm.shell.run("cat /sys/block/sda/stat; "
+                                    "grep 'virtio.*-request' /proc/interrupts")
+        fields = stat.split()
+        self.done = int(fields[0]) + int(fields[4])
+        self.interrupts = [sum(int(n) for n in line.split()[1:1 + QUEUES])
+                           for line in lines]
+
+    def since(self, first):
+        """Interrupts of each queue since then."""
+        return [b - a for a, b in zip(first.interrupts, self.interrupts)]
+
+
+def kept(what):
+    return ("fio --name=kept --filename=/dev/sda --direct=1 --bs=64k "
+            f"--ioengine=libaio --verify=crc32c {KEPT} --rw={what}")
+
+
+def start_load(vm):
+    """Verified load on all queues, until end_load(); returns at work."""
+    vm.shell.run("cd /tmp; rm -f load.end")
+    vm.shell.start("load", "cd /tmp; " + fio_verified(
+        "sda", QUEUES, 3600, extra="--trigger-file=/tmp/load.end"))
+    watch_load(vm, ENOUGH // 3)
+
+
+def end_load(vm):
+    """fio must end well, and the guest's kernel must not have complained."""
+    vm.shell.run("touch /tmp/load.end")
+    vm.shell.finish("load")
+    vm.shell.run("cd /tmp; " + kept("read"))
+    _, said = vm.shell.run(f"dmesg | grep -E '{TROUBLE}'", check=False)
+    expect(not said, f"the guest's kernel says: {said[0] if said else ''}")
+
+
+def watch_load(vm, amount=ENOUGH):
+    """Until that many requests were served, on all queues and by those who
+    should."""
+    first = last = Sample(vm)
+    expect(len(first.interrupts) == QUEUES, f"{vm.label}: the guest uses "
+           f"{len(first.interrupts)} queues, not {QUEUES}")
+    end = time.monotonic() + LIMIT
+    # A vCPU may get little of a busy host, so each queue has its time.
+    while last.done - first.done < amount or min(last.since(first)) < SOME:
+        vm.check_alive()
+        expect(vm.status() == "running", f"{vm.label}: the VM is "
+               f"{vm.status()}, the load can't go on")
+        if time.monotonic() > end or not vm.shell.running("load"):
+            raise stands_still(vm, last.done - first.done, last.since(first))
+        time.sleep(0.3)
+        last = Sample(vm)
+    judge_iothreads(vm, first, last)
+
+
+def stands_still(vm, done, interrupts):
+    """IOThreads of QEMU 10.0 sometimes sleep while requests wait, on a quiet
+    host and without any migration: that says nothing about ours."""
+    text = (f"{vm.label}: the load stands still after {done} requests and "
+            f"{interrupts} interrupts of its queues\n" + vm.queues_state())
+    if vm.side.build == "stock" and vm.shell.running("load"):
+        return EmulatorFault(text)
+    return GuestError(text)
+
+
+def judge_iothreads(vm, first, last):
+    """Those with queues worked, in proportion, those without did not."""
+    times = {name: t.cpu for name, t in iothread_times(
+        difference(first.threads, last.threads)).items()}
+    gains, total = last.since(first), sum(times.values())
+    for i, vqs in enumerate(vm.side.queues):
+        used = times[f"iothread{i}"]
+        fair = total * sum(gains[q] for q in vqs) / sum(gains)
+        text = f"{vm.label}: iothread{i}, with queues {vqs}, used " \
+               f"{1000 * used:.1f} of {1000 * total:.1f} ms"
+        expect(not vqs or used > max(0.1 * fair, WORK), f"{text}: no work")
+        expect(vqs or used < max(WORK, 0.02 * total), f"{text}: it worked")
+
+
+# ------------------------------------------------------------- ways to move
+
+def live(source, dest, kind="unix", capabilities=(), **parameters):
+    """Precopy: memory first, while the guest goes on."""
+    source.allow(*capabilities, **parameters)
+    dest.allow(*capabilities, **parameters)
+    source.command("migrate", uri=dest.listen(kind))
+    source.wait_migration("completed")
+    dest.wait_running()
+
+
+def tcp(source, dest):
+    live(source, dest, "tcp")
+
+
+def multifd(source, dest):
+    live(source, dest, "tcp", ("multifd",), multifd_channels=4)
+
+
+def need_userfaultfd():
+    """A host may keep it from QEMU, which asks in the same two ways."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        fd = libc.syscall(323, flags)           # x86-64's number
+    else:
+        fd = libc.ioctl(device, 0xAA00, flags)  # USERFAULTFD_IOC_NEW
+        os.close(device)
+    if fd < 0:
+        raise unittest.SkipTest("postcopy needs userfaultfd: "
+                                + os.strerror(ctypes.get_errno()))
+    os.close(fd)
+
+
+def postcopy(source, dest, *capabilities):
+    """The guest goes first, most of its memory follows as it is used."""
+    wanted = ("postcopy-ram", "return-path") + capabilities
+    source.allow(*wanted, max_bandwidth=4 * MEGABYTE)
+    dest.allow(*wanted)
+    source.command("migrate", uri=dest.listen())
+    source.wait_migration("active")
+    source.wait_memory()
+    source.command("migrate-start-postcopy")
+    source.wait_migration("completed")
+    dest.wait_running()
+    dest.wait_migration("completed")
+    expect("postcopy-active" in source.migration_states(),
+           "the migration never went into postcopy")
+    expect(source.migration()["ram"]["postcopy-requests"] > 0,
+           "no page was asked for")
+
+
+def preempt(source, dest):
+    postcopy(source, dest, "postcopy-preempt")
+
+
+def save(source, dest, capabilities=(), **parameters):
+    """What libvirt's save and restore do: stop, to a file, from the file."""
+    path = f"{source.disk}.state"
+    source.command("stop")
+    source.allow(*capabilities, **parameters)
+    source.command("migrate", uri=f"file:{path}")
+    source.wait_migration("completed")
+    dest.allow(*capabilities, **parameters)
+    dest.command("migrate-incoming", uri=f"file:{path}")
+    dest.wait_migration("completed")
+    os.unlink(path)
+    expect(dest.status() == "paused", f"{dest.label}: the guest was saved "
+           f"stopped and is {dest.status()}")
+    dest.command("cont")
+    dest.wait_running()
+
+
+def save_mapped(source, dest):
+    save(source, dest, ("mapped-ram", "multifd"), multifd_channels=2)
+
+
+def throttle(vm, rate):
+    """So many bytes a second; 0: no limit. command() would spell it -."""
+    limits = ("iops", "bps_rd", "bps_wr", "iops_rd", "iops_wr")
+    vm.cmd("block_set_io_throttle",
+           {"id": "hd0", "bps": rate, **dict.fromkeys(limits, 0)})
+
+
+def wait_pending(vm):
+    def reached():
+        vm.check_alive()
+        waiting, status = vm.pending(), vm.status()
+        expect(status == "running", f"{vm.label}: the VM is {status} before "
+               f"each queue has a request: {waiting}")
+        return all(waiting)
+
+    wait_for("request in each queue", reached, LIMIT)
+
+
+def break_disk(vm):
+    """All requests fail from now on, and so the VM stops."""
+    vm.command("blockdev-add", driver="blkdebug", node_name="bad",
+               image="disk0", inject_error=[{"event": "none", "iotype": kind}
+                                            for kind in ("read", "write")])
+    # The first to fail stops the VM, so hold all back until each queue has
+    # some. Throttling lets one more through before it does.
+    throttle(vm, 1)
+    wait_pending(vm)
+    vm.command("qom-set", path="/machine/peripheral/hd0", property="drive",
+               value="bad")
+    wait_pending(vm)
+    throttle(vm, 0)
+    wait_for("stop by an error", lambda: vm.status() == "io-error", LIMIT)
+
+
+def pending(source, dest):
+    """While requests of all queues wait for the disk to recover."""
+    break_disk(source)
+    waiting = source.pending()
+    expect(all(waiting), f"requests wait in some queues only: {waiting}")
+    source.allow()
+    dest.allow()
+    source.command("migrate", uri=dest.listen())
+    source.wait_migration("completed")
+    wait_for(f"arrival in {dest.label}",
+             lambda: dest.check_alive() or dest.status() == "io-error", LIMIT)
+    expect(dest.pending() == waiting, f"{waiting} requests waited on the "
+           f"source, {dest.pending()} on the destination")
+    dest.command("cont")
+    dest.wait_running()
+
+
+# --------------------------------------------------------------------- tests
+
+class VirtioScsiMigration(GuestTest, QemuSystemTest):
+    """The guest stays from test to test: most begin where the one before ends,
+    which spares a boot.  TESTS at the end of this file has all of them."""
+
+    guest = None                # where it is now
+    others = []                 # QEMUs that it may go to, or has left
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.disk = f"{cls.scratch}/disk"
+
+    @classmethod
+    def tearDownClass(cls):
+        try:
+            if cls.guest:
+                cls.guest.end()
+        finally:
+            cls.drop()
+            super().tearDownClass()
+
+    @classmethod
+    def machines(cls):
+        return cls.others + ([cls.guest] if cls.guest else [])
+
+    @classmethod
+    def drop(cls):
+        for vm in cls.machines():
+            vm.discard()
+        cls.guest, cls.others = None, []
+
+    def at_work(self, name):
+        """The guest on this side, under load, booted if it is elsewhere."""
+        cls = type(self)
+        if not cls.guest or cls.guest.side.name != name:
+            if cls.guest:
+                cls.guest.end()
+            self.drop()
+            with open(self.disk, "wb") as f:
+                f.truncate(DISK_SIZE)
+            cls.guest = MovingGuest(Side(name), self.disk, self.folder)
+            shell = cls.guest.boot().shell
+            wait_for("disk in the guest", lambda: shell.run(
+                "test -b /dev/sda", check=False)[0] == 0)
+            shell.run("cd /tmp; " + kept("write --do_verify=0"))
+        start_load(cls.guest)
+        return cls.guest
+
+    def destination(self, name, **controller):
+        vm = MovingGuest(Side(name), self.disk, self.folder, True,
+                         **controller)
+        self.others.append(vm)
+        vm.start()
+        return vm
+
+    def arrived(self, vm, goes_on=False):
+        """The guest is at vm: the QEMU that it left must end well, and the load
+        here, unless it goes on."""
+        cls = type(self)
+        left, cls.guest = cls.guest, vm
+        self.others.remove(vm)
+        self.others.append(left)
+        left.end()
+        self.lose(left)
+        watch_load(vm)
+        if not goes_on:
+            end_load(vm)
+
+    def lose(self, vm):
+        self.others.remove(vm)
+        vm.discard()
+
+    def still_here(self, old, new):
+        """The guest and its load go on where they are, and can go later."""
+        self.lose(new)
+        watch_load(old)
+
+    def move(self, way, source, dest):
+        """One hop under load."""
+        if way in (postcopy, preempt):
+            need_userfaultfd()
+        old = self.at_work(source)
+        new = self.destination(dest)
+        way(old, new)
+        self.arrived(new)
+
+    def remapped(self, _, source, dest):
+        """Both sides get other mappings while the guest is on its way."""
+        old = self.at_work(source)
+        new = self.destination(dest)
+        new.remap("crossed")
+        old.allow("pause-before-switchover", max_bandwidth=2 * MEGABYTE)
+        old.command("migrate", uri=new.listen())
+        old.wait_memory()
+        old.remap("crossed")
+        new.remap("round-robin")
+        watch_load(old)
+        expect(old.migration()["status"] == "active",
+               "the migration did not wait for the change")
+        old.command("migrate-set-parameters", max_bandwidth=0)
+        old.wait_migration("pre-switchover")
+        old.remap("one-vq")
+        old.command("migrate-continue", state="pre-switchover")
+        old.wait_migration("completed")
+        new.wait_running()
+        self.arrived(new, True)
+        new.remap("crossed")
+        watch_load(new)
+        end_load(new)
+
+    def cancel(self, _, source, dest):
+        """Cancelled while memory goes over, and when all but state is over."""
+        old = self.at_work(source)
+        new = self.destination(dest)
+        old.allow(max_bandwidth=2 * MEGABYTE)
+        old.command("migrate", uri=new.listen())
+        old.wait_memory()
+        old.command("migrate_cancel")
+        old.wait_migration("cancelled")
+        # What the base says to that depends on where it was just then.
+        old.excused = "Channel error: |Unable to write to socket: Broken " \
+                      "pipe|failed to save SaveStateEntry with id"
+        self.still_here(old, new)
+
+        new = self.destination(dest)
+        old.allow("pause-before-switchover")
+        old.command("migrate", uri=new.listen())
+        old.wait_migration("pre-switchover")
+        expect(old.status() != "running", "the guest runs in pre-switchover")
+        old.command("migrate_cancel")
+        old.wait_migration("cancelled")
+        old.wait_running()
+        self.still_here(old, new)
+
+        new = self.destination(dest)
+        live(old, new)
+        self.arrived(new)
+
+    def fewer_queues(self, controller, source, dest):
+        """The destination refuses; the source goes on, one way or the other."""
+        old = self.at_work(source)
+        old.excused = "Sibling indicated error|Channel error: |" \
+                      "Unable to write to socket"
+        # The source waits for the destination's word and goes on by itself.
+        new = self.destination(dest, **controller)
+        old.allow("return-path")
+        new.allow("return-path")
+        old.command("migrate", uri=new.listen())
+        old.wait_migration("failed")
+        old.wait_running()
+        self.must_refuse(new)
+        self.still_here(old, new)
+        # It does not wait: whoever manages it takes the guest back.
+        new = self.destination(dest, **controller)
+        old.allow()
+        old.command("migrate", uri=new.listen())
+        old.wait_migration("completed", "failed")
+        self.must_refuse(new)
+        old.command("cont")
+        old.wait_running()
+        self.still_here(old, new)
+        end_load(old)
+
+    def must_refuse(self, new):
+        """The destination ends, with one error that tells its num_queues."""
+        wait_for(f"end of {new.label}", lambda: not new.is_running(), LIMIT)
+        expect(new.exitcode() == 1, f"{new.label}: QEMU ended with status "
+               f"{new.exitcode()}")
+        said = [s for s in new.messages() if "num_queues is 2" in s]
+        expect(len(said) == 1, f"{new.label}: no error names num_queues, but: "
+               f"{new.messages()}")
+
+    def unknown_iothread(self, _, __, dest):
+        mapping = [{"iothread": "iothread0"}, {"iothread": "gone"}]
+        with self.assertRaisesRegex(GuestError, "there is no IOThread 'gone'"):
+            self.destination(dest, **{"iothread-vq-mapping": mapping})
+        self.lose(self.others[-1])
+
+
+def chain(way, *sides):
+    return [(way.__name__, VirtioScsiMigration.move, way, a, b)
+            for a, b in zip(sides, sides[1:])]
+
+
+# (name, function, its argument, source, destination)
+TESTS = [
+    *chain(live, "ours.one-vq", "ours.round-robin", "stock.crossed",
+           "ours.iothread", "ours.main-loop", "ours.crossed", "stock.one-vq",
+           "ours.round-robin"),
+    *chain(tcp, "ours.round-robin", "stock.main-loop", "ours.one-vq",
+           "stock.iothread", "ours.crossed"),
+    *chain(multifd, "ours.crossed", "ours.one-vq", "stock.round-robin",
+           "ours.crossed"),
+    *chain(postcopy, "ours.crossed", "ours.round-robin", "stock.one-vq",
+           "ours.one-vq"),
+    *chain(preempt, "ours.one-vq", "ours.crossed"),
+    *chain(save, "ours.crossed", "ours.one-vq", "stock.iothread",
+           "ours.round-robin"),
+    *chain(save_mapped, "ours.round-robin", "ours.one-vq"),
+    *chain(pending, "ours.one-vq", "ours.crossed", "ours.main-loop",
+           "ours.round-robin", "stock.crossed", "ours.one-vq"),
+    ("remapped", VirtioScsiMigration.remapped, None, "ours.one-vq",
+     "ours.one-vq"),
+    ("cancel", VirtioScsiMigration.cancel, None, "ours.one-vq",
+     "ours.crossed"),
+    ("cancel", VirtioScsiMigration.cancel, None, "ours.crossed",
+     "stock.one-vq"),
+    ("cancel", VirtioScsiMigration.cancel, None, "stock.one-vq",
+     "ours.one-vq"),
+    ("fewer_queues", VirtioScsiMigration.fewer_queues, {"num_queues": 2},
+     "ours.one-vq", "ours.round-robin"),
+    ("fewer_queues_same_vectors", VirtioScsiMigration.fewer_queues,
+     {"num_queues": 2, "vectors": 7}, "ours.one-vq", "ours.round-robin"),
+    ("unknown_iothread", VirtioScsiMigration.unknown_iothread, None,
+     "ours.one-vq", "ours.round-robin"),
+]
+
+
+def add_tests():
+    """Methods of the class; their names keep them in order."""
+    for i, (name, function, argument, source, dest) in enumerate(TESTS, 1):
+        def test(self, call=(function, argument, source, dest)):
+            self.guarded(*call)
+        if "stock" in source + dest:
+            test = unittest.skipUnless(
+                os.getenv("QEMU_TEST_QEMU_BINARY_OTHER"),
+                "QEMU_TEST_QEMU_BINARY_OTHER is not set")(test)
+        path = f"{name}_{source}_to_{dest}"
+        path = path.replace(".", "_").replace("-", "_")
+        setattr(VirtioScsiMigration, f"test_{i:02}_{path}", test)
+
+
+add_tests()
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
