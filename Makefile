@@ -100,7 +100,7 @@ check-migration: build stock ## a guest at work moves between QEMUs, ours and st
 
 check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
 	@scripts/deps run backends
-	@scripts/check-backends
+	@scripts/functional backends
 
 bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk, fio
 	@scripts/deps bench

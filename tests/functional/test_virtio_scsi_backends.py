@@ -1,22 +1,21 @@
 #!/usr/bin/env python3
+#
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run a mapped virtio-scsi controller over real backends, in a guest.
 
-The controller has 4 queues, each with an IOThread of its own. Its disks are
+The controller has 4 queues, each with an IOThread of its own.  Its disks are
 raw files (aio=threads, native, io_uring), qcow2, a loop device, and network
 disks of qemu-nbd and nbdkit, some of them twice: two connections to one export
-(multi-conn). fio writes and verifies through all queues; afterwards the images
-must hold what the guest has read from its disks (part "data").
+(multi-conn).  fio writes and verifies through all queues; afterwards the images
+must hold what the guest has read from its disks (VirtioScsiData).
 
 A second guest has network disks whose servers are killed, and come back: in
 time for reconnect-delay, too late for it, with werror=stop; without server the
-disk is unplugged, and QEMU ends (part "outage").
+disk is unplugged, and QEMU ends (VirtioScsiOutage).
 
-Servers, images and loop devices are private and gone at the end. Ends with
-"N passed, N failed, N skipped".
+Servers, images and loop devices are private and gone at the end.
 """
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -28,40 +27,27 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
+import unittest
 
-sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from vm import (OURS, TOP, Checks, EmulatorFault, RunError, Skip, Vm,
-                die_orderly, expect, fio_verified, load, need_binary,
-                need_guest, say, wait_for)
+from guest_shell import GuestError, WORK, expect, fio_verified, wait_for
+from qemu_test import BUILD_DIR, QemuSystemTest
+from virtio_scsi_guest import GuestMachine, GuestTest, output
 
 QUEUES = 4
 MIB = 1 << 20
 SIZE = 48 * MIB                 # of each disk
 USED = 32 * MIB                 # fio writes here; what is behind must stay
 REGION = "4M"                   # of one queue's job; two disks may share it all
-WORK = load("run").WORK
+SECONDS = 4                     # of load on each
 NBDKIT = shutil.which("nbdkit") or "/usr/sbin/nbdkit"
 # Ends with this program, even if that is killed.
 TIED = ["setpriv", "--pdeathsig", "KILL"]
 
 
 def tool(name):
-    return f"{TOP}/build/{name}"
-
-
-def output(*words):
-    """Output of a program; its last line of complaint if it fails."""
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          check=False)
-    if done.returncode:
-        said = done.stdout.strip().splitlines() or ["no message"]
-        raise RunError(f"{os.path.basename(words[0])}: {said[-1]}")
-    return done.stdout.strip()
+    return str(BUILD_DIR / name)
 
 
 # ---------------------------------------------------------------- backends
@@ -89,7 +75,7 @@ class Server:
     def answers(self):
         if self.process.poll() is not None:
             said = self.process.stderr.read().decode(errors="replace")
-            raise RunError(f"{os.path.basename(self.words[0])} ended: "
+            raise GuestError(f"{os.path.basename(self.words[0])} ended: "
                            f"{said.strip() or self.process.returncode}")
         with socket.socket(socket.AF_UNIX) as one:
             try:
@@ -115,7 +101,7 @@ class Server:
                 self.process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 self.kill()
-                raise RunError(f"{self.words[0]} does not end") from None
+                raise GuestError(f"{self.words[0]} does not end") from None
             self.process.stderr.close()
             self.process = None
 
@@ -195,12 +181,13 @@ def attach_loop(path):
 
 
 class Store:
-    """Makes the backends in a private folder, and takes all away again."""
+    """Makes the backends in a folder, and takes all away again."""
 
-    def __init__(self):
+    def __init__(self, folder):
         # O_DIRECT wants a disk, a Unix socket a short path.
-        self.folder = tempfile.mkdtemp(prefix="backends-", dir=f"{TOP}/build")
-        self.sockets = tempfile.mkdtemp(prefix="backends-")
+        self.folder = folder
+        self.temporary = tempfile.TemporaryDirectory(prefix="backends-")
+        self.sockets = self.temporary.name
         self.loops = []
         self.servers = []
         self.found = []
@@ -231,9 +218,9 @@ class Store:
             output(tool("qemu-io"), "-c", "read -q 0 4k", "--image-opts",
                    f"driver=file,filename={path.replace(',', ',,')},"
                    f"aio={aio},cache.direct=on")
-        except RunError as error:
-            raise Skip(f"this machine has no O_DIRECT with aio={aio}: {error}"
-                       ) from None
+        except GuestError as error:
+            raise unittest.SkipTest("this machine has no O_DIRECT with "
+                                    f"aio={aio}: {error}") from None
         return self.add(f"raw file, aio={aio}", path, [file_node(path, aio)])
 
     def qcow2(self):
@@ -249,7 +236,8 @@ class Store:
         try:
             device, handle = attach_loop(path)
         except OSError as error:
-            raise Skip(f"this machine has no loop devices: {error}") from None
+            raise unittest.SkipTest("this machine has no loop devices: "
+                                    f"{error}") from None
         self.loops.append((device, handle))
         return self.add("loop device", path,
                         [file_node(device, driver="host_device")])
@@ -262,7 +250,7 @@ class Store:
             image = self.image(f"{name}.raw")
             server = qemu_nbd(path, image)
         elif not os.access(NBDKIT, os.X_OK):
-            raise Skip("nbdkit is not installed")
+            raise unittest.SkipTest("nbdkit is not installed")
         elif kind == "nbdkit memory":
             server = nbdkit(path, "memory", str(SIZE))
         else:
@@ -284,8 +272,7 @@ class Store:
         try:
             self.detach_loops()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            shutil.rmtree(self.sockets, ignore_errors=True)
+            self.temporary.cleanup()
 
 
 # ------------------------------------------------------------------- guest
@@ -305,11 +292,11 @@ def disk(lun, **scsi):
 
 
 class Guest:
-    """A VM with the controller, booted when a test needs it. After a fault
-    of the emulator the test's next attempt boots another."""
+    """A VM with the controller, booted when a test needs it, with all servers
+    at work.  What follows a test that failed gets another VM."""
 
-    def __init__(self, name, words):
-        self.name = name
+    def __init__(self, store, logs, words):
+        self.store, self.logs = store, logs
         self.words = ["-device", json.dumps({
             "driver": "virtio-scsi-pci", "id": "scsi", "num_queues": QUEUES,
             "iothread-vq-mapping": [{"iothread": f"io{i}", "vqs": [i]}
@@ -318,11 +305,18 @@ class Guest:
 
     def get(self):
         if not self.vm:
+            for server in self.store.servers:
+                server.start()
             objects = sum((["-object", f"iothread,id=io{i}"]
                            for i in range(QUEUES)), [])
-            self.vm = Vm(self.name, objects + self.words)
+            self.vm = GuestMachine(os.environ["QEMU_TEST_QEMU_BINARY"], "guest",
+                                   objects + self.words, self.logs)
             self.vm.boot()
         return self.vm
+
+    def end(self):
+        self.get().end()
+        self.discard()
 
     def device(self, lun):
         """The guest's name of a LUN, sda or so."""
@@ -364,28 +358,6 @@ class Guest:
             self.vm.discard()
             self.vm = None
 
-    def case(self, checks, name, function, *args):
-        """A test. What follows one that lost its VM gets a new one."""
-        def attempt():
-            try:
-                function(*args)
-            except Exception:
-                self.after_failure()
-                raise
-        return checks.case(name, attempt)
-
-    def after_failure(self):
-        """No VM for the next test if this one is spoiled. Whatever failed,
-        a fault of the emulator is the better explanation."""
-        try:
-            if self.vm:
-                self.vm.check_fault()
-                if not self.vm.is_running():
-                    self.discard()
-        except EmulatorFault:
-            self.discard()
-            raise
-
 
 @contextlib.contextmanager
 def all_work(guest):
@@ -416,39 +388,13 @@ def run_load(guest, backends, seconds):
         guest.see(one)
 
 
-# ------------------------------------------------------- data, all backends
-
-def make_backends(checks, store, wanted):
-    """Those that this machine can have; the others are skipped checks."""
-    for name, make in {
-            "raw file, aio=threads": lambda: store.file("threads"),
-            "raw file, aio=native": lambda: store.file("native"),
-            "raw file, aio=io_uring": lambda: store.file("io_uring"),
-            "qcow2": store.qcow2,
-            "loop device": store.loop,
-            # A server that lets nobody in shall be an error, not a hang.
-            "qemu-nbd": lambda: store.nbd("qemu-nbd", open_timeout=30),
-            "nbdkit file": lambda: store.nbd("nbdkit file", open_timeout=30),
-            "nbdkit memory": lambda: store.nbd("nbdkit memory",
-                                               open_timeout=30)}.items():
-        if wanted in name:
-            try:
-                make()
-            except Skip as skip:
-                checks.skip(name, skip)
-    return store.found
-
+# -------------------------------------------------------------------- checks
 
 def multi_conn(backend):
     """Does the server promise that connections see each other's writes?"""
     told = output(tool("qemu-nbd"), "--list", "-k", backend.server.path)
     expect("multi" in told.split("flags:")[1].split("\n")[0],
            f"{backend.name} offers no multi-conn: {told}")
-
-
-def end_guest(guest):
-    guest.get().end()
-    guest.discard()
 
 
 def compare(store, backend):
@@ -461,35 +407,6 @@ def compare(store, backend):
            "wrote")
     if backend.kind == "qcow2":
         output(tool("qemu-img"), "check", "-f", "qcow2", backend.image)
-
-
-def data_tests(checks, seconds, wanted):
-    store = Store()
-    guest = None
-    try:
-        backends = make_backends(checks, store, wanted)
-        if not backends:
-            return
-        guest = Guest("backends", sum(map(disk_options, backends), []))
-        for one in backends:
-            if one.server:
-                checks.case(f"{one.name}: multi-conn", multi_conn, one)
-        for one in backends:
-            guest.case(checks, f"{one.name}: verified load on all queues",
-                       run_load, guest, [one], seconds)
-        guest.case(checks, "verified load on all disks at once", run_load,
-                   guest, backends, 2 * seconds)
-        checks.case("QEMU ends without complaint", end_guest, guest)
-        store.detach_loops()
-        for one in backends:
-            if one.server and one.image:
-                one.server.stop()
-            checks.case(f"{one.name}: the image holds what the guest saw",
-                        compare, store, one)
-    finally:
-        if guest:
-            guest.discard()
-        store.remove()
 
 
 # ------------------------------------------------ servers that go and return
@@ -508,11 +425,8 @@ def work_waits(guest, lun, other):
                           "bs=1M count=4 iflag=direct")
     expect(guest.done(lun) == before, f"I/O of LUN {lun} went on without "
            "server")
-    expect(status(guest) == "running", f"the VM is {status(guest)}")
-
-
-def status(guest):
-    return guest.get().command("query-status")["status"]
+    status = guest.get().status()
+    expect(status == "running", f"the VM is {status}")
 
 
 def io_errors(guest, lun):
@@ -579,15 +493,15 @@ def stops(guest, one):
         guest.start_load(one.lun, 0, 6)
         work_goes_on(guest, one.lun)
         one.server.kill()
-        wait_for("stop of the VM", lambda: status(guest) == "io-error")
+        wait_for("stop of the VM", lambda: guest.get().status() == "io-error")
         vm.command("cont")      # too early: stops again, loses nothing
-        wait_for("stop of the VM", lambda: status(guest) == "io-error")
+        wait_for("stop of the VM", lambda: guest.get().status() == "io-error")
         errors = io_errors(guest, one.lun)
         expect(errors and all(e["action"] == "stop" for e in errors),
                f"QEMU reported {errors}")
         one.server.start()
         tries = go_on(guest)
-        say(f"# the VM went on after {tries} x cont")
+        print(f"# the VM went on after {tries} x cont")
         vm.shell.finish(f"load{one.lun}")
     guest.see(one)
 
@@ -598,9 +512,9 @@ def go_on(guest):
     for tries in range(1, 30):
         guest.get().command("cont")
         time.sleep(1)
-        if status(guest) == "running":
+        if guest.get().status() == "running":
             return tries
-    raise RunError("the VM stops again and again though the server is back")
+    raise GuestError("the VM stops again and again though the server is back")
 
 
 def fails(guest, one, other):
@@ -645,7 +559,8 @@ def unplug(guest, one):
     wait_for("DEVICE_DELETED", lambda: vm.event_wait(
         "DEVICE_DELETED", 0.2, {"data": {"device": f"disk{one.lun}"}}), 60, 0)
     vm.command("blockdev-del", node_name=f"node{one.lun}")
-    say(f"# device_del and blockdev-del took {time.monotonic() - start:.1f} s")
+    seconds = time.monotonic() - start
+    print(f"# device_del and blockdev-del took {seconds:.1f} s")
     wait_for(f"end of LUN {one.lun} in the guest", lambda: vm.shell.run(
         f"ls -d /sys/bus/scsi/devices/*:0:0:{one.lun}", check=False)[0])
 
@@ -685,92 +600,164 @@ def quits(guest, one):
     time.sleep(0.5)
     one.seen = None             # what was on its way is anybody's guess
     start = time.monotonic()
-    guest.get().end()
-    say(f"# quit took {time.monotonic() - start:.1f} s")
-    guest.discard()
+    guest.end()
+    print(f"# quit took {time.monotonic() - start:.1f} s")
 
 
-def outage_tests(checks, wanted):
-    store = Store()
-    guest = None
-    try:
-        wait = store.nbd("qemu-nbd", 1, reconnect_delay=60)
-        stop = store.nbd("qemu-nbd", 1)
-        short = store.nbd("qemu-nbd", 1, reconnect_delay=1)
-        words = (disk_options(wait) + disk_options(short)
-                 + disk_options(stop, rerror="stop", werror="stop"))
-        plugged = store.nbd("qemu-nbd", 1, reconnect_delay=5)
-        tests = [("qemu-nbd killed and back, reconnect-delay=60", waits, wait,
-                  stop),
-                 ("qemu-nbd killed and back, werror=stop", stops, stop),
-                 ("qemu-nbd away longer than reconnect-delay=1", fails, short,
-                  stop),
-                 ("idle disk unplugged without its server", unplugs, plugged,
-                  False),
-                 ("busy disk unplugged without its server", unplugs, plugged,
-                  True),
-                 ("QEMU ends without a server", quits, plugged)]
+# --------------------------------------------------------------------- tests
+
+class BackendTest(GuestTest):
+    """Backends by name, or why there is none, and a guest that has them."""
+
+    store = guest = None
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.store, cls.backends, cls.missing = Store(cls.scratch), {}, {}
+        words = cls.make()
+        cls.guest = Guest(cls.store, cls.folder, words)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.drop()
+        if cls.store:
+            cls.store.remove()
+        super().tearDownClass()
+
+    @classmethod
+    def machines(cls):
+        return [cls.guest.vm] if cls.guest and cls.guest.vm else []
+
+    @classmethod
+    def drop(cls):
+        if cls.guest:
+            cls.guest.discard()
+
+    @classmethod
+    def add(cls, name, make):
+        """A backend, or None if this machine can't have it."""
         try:
-            wait2 = store.nbd("nbdkit file", 1, reconnect_delay=60)
-            words += disk_options(wait2)
-            tests.insert(1, ("nbdkit killed and back, reconnect-delay=60",
-                             waits, wait2, stop))
-        except Skip as skip:
-            checks.skip("nbdkit killed and back, reconnect-delay=60", skip)
-        guest = Guest("outage", words)
-        for name, *call in tests:
-            if wanted in name:
-                guest.case(checks, name, call[0], guest, *call[1:])
-        guest.discard()
-        for one in store.found:
-            if one.seen:
-                one.server.stop()
-                checks.case(f"LUN {one.lun}, {one.name}: the image holds what "
-                            "the guest saw", compare, store, one)
-    finally:
-        if guest:
-            guest.discard()
-        store.remove()
+            cls.backends[name] = make()
+        except unittest.SkipTest as skip:
+            cls.missing[name] = skip
+        return cls.backends.get(name)
+
+    def backend(self, name):
+        if name in self.missing:
+            raise self.missing[name]
+        return self.backends[name]
+
+    def image(self, name):
+        """It must hold what the guest saw."""
+        one = self.backend(name)
+        if one.server and one.image:
+            one.server.stop()
+        compare(self.store, one)
 
 
-# -------------------------------------------------------------------- main
+def for_each(names, prefix):
+    """Decorates a method that is a test of each of these backends."""
+    class Tests:
+        def __init__(self, function):
+            self.function = function
 
-def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--part", choices=["data", "outage"],
-                        help="only this one")
-    parser.add_argument("--only", metavar="TEXT", default="",
-                        help="of data, backends with TEXT in their name; of "
-                        "outage, tests")
-    parser.add_argument("--seconds", type=int, default=4, metavar="N",
-                        help="of load on each (default 4)")
-    args = parser.parse_args()
-    if args.seconds < 1:
-        parser.error("--seconds must be at least 1")
-    return args
+        def __set_name__(self, owner, _):
+            for i, name in enumerate(names):
+                def test(this, name=name):
+                    this.guarded(self.function, name)
+                setattr(owner, f"{prefix}_{i}_{name}", test)
+    return Tests
 
 
-def main():
-    args = parse_args()
-    die_orderly()
-    checks = Checks()
-    try:
-        for name in ("qemu-img", "qemu-io", "qemu-nbd"):
-            need_binary(tool(name), "build")
-        need_binary(OURS, "build")
-        need_guest()
-        if args.part != "outage":
-            data_tests(checks, args.seconds, args.only)
-        if args.part != "data":
-            outage_tests(checks, args.only)
-    except (RunError, OSError) as error:
-        print(f"check-backends: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return checks.finish()
+class VirtioScsiData(BackendTest, QemuSystemTest):
+    """Verified load, and what is in the images then."""
+
+    # A server that lets nobody in shall be an error, not a hang.
+    KINDS = {"file_threads": lambda store: store.file("threads"),
+             "file_native": lambda store: store.file("native"),
+             "file_io_uring": lambda store: store.file("io_uring"),
+             "qcow2": Store.qcow2,
+             "loop_device": Store.loop,
+             **{kind.replace("-", "_").replace(" ", "_"):
+                lambda store, kind=kind: store.nbd(kind, open_timeout=30)
+                for kind in ("qemu-nbd", "nbdkit file", "nbdkit memory")}}
+    NBD = [name for name in KINDS if "nbd" in name]
+
+    @classmethod
+    def make(cls):
+        for name, make in cls.KINDS.items():
+            cls.add(name, lambda make=make: make(cls.store))
+        return sum(map(disk_options, cls.backends.values()), [])
+
+    @for_each(NBD, "test_1_multi_conn")
+    def multi_conn(self, name):
+        multi_conn(self.backend(name))
+
+    @for_each(KINDS, "test_2_load")
+    def load(self, name):
+        run_load(self.guest, [self.backend(name)], SECONDS)
+
+    def test_3_load_on_all_at_once(self):
+        self.guarded(lambda _: run_load(
+            self.guest, list(self.backends.values()), 2 * SECONDS))
+
+    def test_4_end(self):
+        self.guarded(lambda _: self.guest.end())
+        self.store.detach_loops()
+
+    @for_each(KINDS, "test_5_image")
+    def images(self, name):
+        self.image(name)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+class VirtioScsiOutage(BackendTest, QemuSystemTest):
+    """Servers that go and return."""
+
+    @classmethod
+    def make(cls):
+        words = []
+        for name, kind, options, scsi in (
+                ("wait", "qemu-nbd", {"reconnect_delay": 60}, {}),
+                ("stop", "qemu-nbd", {}, {"rerror": "stop", "werror": "stop"}),
+                ("short", "qemu-nbd", {"reconnect_delay": 1}, {}),
+                ("nbdkit", "nbdkit file", {"reconnect_delay": 60}, {})):
+            one = cls.add(name, lambda kind=kind, options=options:
+                          cls.store.nbd(kind, 1, **options))
+            words += disk_options(one, **scsi) if one else []
+        cls.add("plugged", lambda: cls.store.nbd("qemu-nbd", 1,
+                                                 reconnect_delay=5))
+        return words
+
+    def outage(self, function, *names):
+        self.guarded(lambda _: function(self.guest,
+                                        *map(self.backend, names)))
+
+    def test_1_reconnect(self):
+        self.outage(waits, "wait", "stop")
+
+    def test_2_reconnect_to_nbdkit(self):
+        self.outage(waits, "nbdkit", "stop")
+
+    def test_3_werror_stop(self):
+        self.outage(stops, "stop")
+
+    def test_4_too_late(self):
+        self.outage(fails, "short", "stop")
+
+    def test_5_unplug_idle(self):
+        self.outage(lambda guest, one: unplugs(guest, one, False), "plugged")
+
+    def test_6_unplug_busy(self):
+        self.outage(lambda guest, one: unplugs(guest, one, True), "plugged")
+
+    def test_7_quit(self):
+        self.outage(quits, "plugged")
+
+    @for_each(["wait", "nbdkit", "stop", "short"], "test_8_image")
+    def images(self, name):
+        self.image(name)
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
