@@ -649,8 +649,11 @@ class BackendTest(GuestTest):
         return self.backends[name]
 
     def image(self, name):
-        """It must hold what the guest saw."""
+        """It must hold what the guest saw, who needs it no more."""
         one = self.backend(name)
+        if self.machines():
+            self.guest.end()
+        self.store.detach_loops()
         if one.server and one.image:
             one.server.stop()
         compare(self.store, one)
@@ -704,7 +707,6 @@ class VirtioScsiData(BackendTest, QemuSystemTest):
 
     def test_4_end(self):
         self.guarded(lambda _: self.guest.end())
-        self.store.detach_loops()
 
     @for_each(KINDS, "test_5_image")
     def images(self, name):
