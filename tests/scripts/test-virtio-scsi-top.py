@@ -152,10 +152,8 @@ def test_load(folder):
               ["iothread0", "iothread1"])
     used = {t["id"]: t["cpu"] for t in view["iothreads"]}
     tap.result(min(used.values()) > 0.01, "IOThreads used CPU", used)
-    if queues[0]["moves"] is None:
-        tap.skip("shares", "this QEMU tells none")
-    else:
-        tap.result(all(0 < q["share"] <= 1 for q in queues), "shares", queues)
+    # The clock of qtest stands still, so QEMU measures no period for shares.
+    tap.result(all(q["share"] is None for q in queues), "no shares", queues)
     text = under_load(folder)
     tap.result(len(text.splitlines()) >= 4 and "iothread1" in text
                and "IOPS" in text, "a table under load", text)
