@@ -26,7 +26,11 @@ from vm import OURS, STOCK, Checks, RunError, Vm, expect, fio_verified, wait_for
 
 TYPES = ("virtio-scsi-pci", "virtio-scsi-device", "virtio-blk-pci",
          "vhost-scsi-pci", "scsi-hd", "scsi-cd", "scsi-block", "scsi-generic")
-NEW_PROPERTIES = {(t, "request-merging") for t in ("scsi-hd", "scsi-cd")}
+NEW_PROPERTIES = {
+    ("scsi-hd", "request-merging"), ("scsi-cd", "request-merging"),
+    ("virtio-scsi-pci", "iothread-vq-balance"),
+    ("virtio-scsi-device", "iothread-vq-balance"),
+}
 DISK_BYTES = 256 << 20
 WORKED = 0.02                   # seconds of CPU; an idle thread has far less
 FORMS = {
@@ -65,7 +69,8 @@ def test_properties():
     ours, stock = properties(OURS), properties(STOCK)
     expect(("virtio-scsi-pci", "iothread-vq-mapping") in ours,
            "virtio-scsi-pci has no iothread-vq-mapping; libvirt looks for it")
-    expect(NEW_PROPERTIES <= set(ours), "request-merging is missing")
+    expect(NEW_PROPERTIES <= set(ours),
+           f"missing: {sorted(NEW_PROPERTIES - set(ours))}")
     for key in sorted((set(ours) | set(stock)) - NEW_PROPERTIES):
         expect(ours.get(key) == stock.get(key),
                f"{key}: {ours.get(key)}, stock: {stock.get(key)}")
@@ -94,7 +99,8 @@ QUEUES_TYPES = {                # member: type; "*" if it may be missing
         "polling": "bool", "submitted": "int", "completed": "int",
         "in-flight": "int", "aborted": "int", "failed": "int",
         "bytes-read": "int", "bytes-written": "int", "kicks": "int",
-        "interrupts": "int"},
+        "interrupts": "int", "moves": "int", "stay-ns": "int",
+        "handler-ns": "int", "share": "*number", "iothread-busy": "*number"},
 }
 
 
@@ -369,7 +375,8 @@ def test_hmp(h):
     lines = vm.hmp("info virtio-scsi-queues vs").splitlines()[1:]
     want = [f"  queue {q['queue']}: iothread=t0 thread-id={q['thread-id']} "
             for q in h.view()]
-    expect(len(lines) == 4 and all(map(str.startswith, lines, want)),
+    expect(len(lines) == 8 and all(map(str.startswith, lines[::2], want)) and
+           all("    moves=0 stay=" in line for line in lines[1::2]),
            f"info virtio-scsi-queues: {lines}")
     vm.shell.run(f"echo 1 > /sys/block/{seen}/device/delete")
     for name in ("dev-d0", "vs"):
