@@ -26,18 +26,11 @@
  * The command line
  */
 
-/* "", or a property with the queues' IOThreads */
-static char *mapping_property(const LoadOptions *o)
+char *load_mapping(const LoadOptions *o, unsigned turn)
 {
     g_autoptr(GString) s = g_string_new(NULL);
     bool explicit = !g_str_equal(o->mapping, "rr");
 
-    if (!o->iothreads) {
-        return g_strdup("");
-    }
-    if (g_str_equal(o->mapping, "none")) {
-        return g_strdup(",\"iothread\":\"iothread0\"");
-    }
     for (unsigned i = 0; i < o->iothreads; i++) {
         g_autoptr(GString) vqs = g_string_new(NULL);
 
@@ -48,12 +41,31 @@ static char *mapping_property(const LoadOptions *o)
         }
         if (!explicit || vqs->len) {
             g_string_append_printf(s, "%s{\"iothread\":\"iothread%u\"",
-                                   s->len ? "," : "", i);
+                                   s->len ? "," : "",
+                                   (i + turn) % o->iothreads);
             g_string_append_printf(s, explicit ? ",\"vqs\":[%s]}" : "}",
                                    vqs->str);
         }
     }
-    return g_strdup_printf(",\"iothread-vq-mapping\":[%s]", s->str);
+    return g_strdup_printf("[%s]", s->str);
+}
+
+/* "", or properties with the queues' IOThreads */
+static char *mapping_property(const LoadOptions *o)
+{
+    g_autofree char *list = NULL;
+
+    if (!o->iothreads) {
+        return g_strdup("");
+    }
+    if (g_str_equal(o->mapping, "none")) {
+        return g_strdup(",\"iothread\":\"iothread0\"");
+    }
+    list = load_mapping(o, 0);
+    return g_strdup_printf(",\"iothread-vq-mapping\":%s%s", list,
+                           o->balance < 0 ? "" :
+                           o->balance ? ",\"iothread-vq-balance\":true"
+                                      : ",\"iothread-vq-balance\":false");
 }
 
 static void add_arg(GString *args, const char *option, const char *value)

@@ -245,7 +245,7 @@ static unsigned pump_closed(Load *l, LoadQueue *lq)
         }
         complete(l, lq, slot, now);
         n++;
-        if (l->phase != PHASE_DRAIN) {
+        if (lq->hot && l->phase != PHASE_DRAIN) {
             submit(l, lq, slot, now);
             if (n % BATCH == 0) {
                 shm_flush(lq->q);
@@ -253,6 +253,10 @@ static unsigned pump_closed(Load *l, LoadQueue *lq)
         }
     }
     shm_flush(lq->q);
+    if (n && lq->hot) {
+        l->pause_ns = MAX(l->pause_ns, now - lq->last_ns);
+        lq->last_ns = now;
+    }
     return n;
 }
 
@@ -398,7 +402,6 @@ uint64_t load_pump(Load *l)
     return n;
 }
 
-/* The first requests of a closed loop */
 void load_post_all(Load *l)
 {
     uint64_t now = load_now_ns();
@@ -407,7 +410,8 @@ void load_post_all(Load *l)
         LoadQueue *lq = &l->queues[i];
         ShmSlot *slot;
 
-        while (shm_in_flight(lq->q) < lq->depth && (slot = shm_take(lq->q))) {
+        while (lq->hot && shm_in_flight(lq->q) < lq->depth &&
+               (slot = shm_take(lq->q))) {
             if (!submit(l, lq, slot, now)) {
                 break;
             }
@@ -429,6 +433,7 @@ static void init_queue(Load *l, unsigned index)
     lq->index = index;
     lq->depth = (int)index == o->flood ? 1 : o->depth;
     lq->rand = l->rand + index * 0x9e3779b97f4a7c15ull + 1;
+    lq->hot = true;
     lq->polling = true;
     lq->cursor = g_new0(uint64_t, o->luns);
     for (unsigned i = 0; i < o->luns; i++) {

@@ -56,6 +56,13 @@ static const char help_text[] =
 "  --verify             write data that tell their block and generation, and\n"
 "                       compare what is read\n"
 "  --flood Q            all queues but Q are full, Q has one request in flight\n"
+"  --hot SETS           only these queues have load: QUEUE,QUEUE;QUEUE,QUEUE...,\n"
+"                       one set after the other (all)\n"
+"  --shift S            seconds until it is the next set's turn\n"
+"  --balance on|off     iothread-vq-balance of the device, whose clock goes on\n"
+"                       with ours then\n"
+"  --remap N            change the mapping N times a second: each queue goes to\n"
+"                       the IOThread after its own\n"
 "  --drains N           drain another disk of the controller N times a second\n"
 "  --pin                a CPU for each IOThread, another for the generator\n"
 "  --rss                print the memory QEMU takes\n"
@@ -215,6 +222,64 @@ static void check_mapping(LoadOptions *o)
     parse_mapping(o);
 }
 
+static void parse_set(LoadOptions *o, const char *text)
+{
+    g_auto(GStrv) queues = g_strsplit(text, ",", 0);
+    bool *set = g_new0(bool, o->queues);
+
+    if (!queues[0]) {
+        bad_opt("hot", o->hot, "one of the sets is empty");
+    }
+    if (o->num_sets == LOAD_MAX_SETS) {
+        bad_opt("hot", o->hot, "must be at most %u sets", LOAD_MAX_SETS);
+    }
+    for (unsigned i = 0; queues[i]; i++) {
+        unsigned q;
+
+        if (qemu_strtoui(queues[i], NULL, 10, &q) || q >= o->queues) {
+            bad_opt("hot", o->hot, "\"%s\" is no queue from 0 to %u", queues[i],
+                    o->queues - 1);
+        }
+        set[q] = true;
+    }
+    o->sets[o->num_sets++] = set;
+}
+
+static void check_hot(LoadOptions *o)
+{
+    g_auto(GStrv) sets = g_strsplit(o->hot ?: "", ";", 0);
+    g_autofree char *shift = g_strdup_printf("%g", o->shift);
+
+    for (unsigned i = 0; sets[i]; i++) {
+        parse_set(o, sets[i]);
+    }
+    if (o->num_sets && (o->rate || o->flood >= 0)) {
+        bad_opt("hot", o->hot, "cannot be had with --rate or --flood");
+    }
+    if (o->num_sets > 1 && !o->shift) {
+        bad_opt("hot", o->hot, "several sets need --shift");
+    }
+    if (o->shift && o->num_sets < 2) {
+        bad_opt("shift", shift, "needs several sets in --hot");
+    }
+}
+
+/* What only virtio-scsi with IOThreads has */
+static void check_moves(LoadOptions *o)
+{
+    bool mapped = o->scsi && o->iothreads && !g_str_equal(o->mapping, "none");
+    g_autofree char *remaps = g_strdup_printf("%u", o->remaps);
+
+    if (o->balance >= 0 && (!mapped || o->rate)) {
+        bad_opt("balance", o->balance ? "on" : "off", "needs --device scsi and "
+                "a mapping to IOThreads, and no --rate");
+    }
+    if (o->remaps && (!mapped || o->rate || o->drains)) {
+        bad_opt("remap", remaps, "needs --device scsi and a mapping to "
+                "IOThreads, and neither --rate nor --drains");
+    }
+}
+
 static void check_ring(LoadOptions *o)
 {
     unsigned need = o->depth * load_stride(o);
@@ -307,7 +372,8 @@ enum {
     OPT_INTERRUPTS, OPT_KICK, OPT_QUEUES, OPT_IOTHREADS, OPT_MAPPING, OPT_LUNS,
     OPT_OWN_LUN, OPT_DEPTH, OPT_RING_SIZE, OPT_BS, OPT_RW, OPT_PATTERN,
     OPT_REGION, OPT_RATE, OPT_SECONDS, OPT_WARMUP, OPT_BACKEND, OPT_POLL_NS,
-    OPT_VERIFY, OPT_FLOOD, OPT_DRAINS, OPT_PIN, OPT_RSS, OPT_HMP,
+    OPT_VERIFY, OPT_FLOOD, OPT_HOT, OPT_SHIFT, OPT_BALANCE, OPT_REMAP,
+    OPT_DRAINS, OPT_PIN, OPT_RSS, OPT_HMP,
     OPT_HMP_BEFORE, OPT_EXEC, OPT_JSON, OPT_HISTOGRAM, OPT_HELP,
 };
 
@@ -337,6 +403,10 @@ static const struct option long_options[] = {
     { "poll-ns", required_argument, NULL, OPT_POLL_NS },
     { "verify", no_argument, NULL, OPT_VERIFY },
     { "flood", required_argument, NULL, OPT_FLOOD },
+    { "hot", required_argument, NULL, OPT_HOT },
+    { "shift", required_argument, NULL, OPT_SHIFT },
+    { "balance", required_argument, NULL, OPT_BALANCE },
+    { "remap", required_argument, NULL, OPT_REMAP },
     { "drains", required_argument, NULL, OPT_DRAINS },
     { "pin", no_argument, NULL, OPT_PIN },
     { "rss", no_argument, NULL, OPT_RSS },
@@ -383,6 +453,9 @@ static bool device_option(LoadOptions *o, int opt, const char *name,
         return true;
     case OPT_LUNS:
         o->luns = number(name, value, 1, LOAD_MAX_LUNS);
+        return true;
+    case OPT_BALANCE:
+        o->balance = opt_word(name, value, "off|on");
         return true;
     case OPT_OWN_LUN:
         o->own_lun = true;
@@ -435,6 +508,15 @@ static bool load_option(LoadOptions *o, int opt, const char *name,
         return true;
     case OPT_FLOOD:
         o->flood = number(name, value, 0, LOAD_MAX_QUEUES);
+        return true;
+    case OPT_HOT:
+        o->hot = value;
+        return true;
+    case OPT_SHIFT:
+        o->shift = positive(name, value, 0.01);
+        return true;
+    case OPT_REMAP:
+        o->remaps = number(name, value, 1, 100);
         return true;
     case OPT_DRAINS:
         o->drains = number(name, value, 1, 1000);
@@ -489,7 +571,7 @@ void load_parse_options(LoadOptions *o, int argc, char **argv)
         .scsi = true, .event_idx = true, .kick_eventfd = true, .queues = 1,
         .iothreads = 1, .mapping = "rr", .luns = 1, .depth = 64, .bs = 4096,
         .random = true, .seconds = 1, .warmup = 0.3, .backend = "null-co",
-        .poll_ns = POLL_NS_DEFAULT, .flood = -1,
+        .poll_ns = POLL_NS_DEFAULT, .flood = -1, .balance = -1,
     };
     /* for getopt's messages */
     argv[0] = (char *)"virtio-load";
@@ -510,6 +592,8 @@ void load_parse_options(LoadOptions *o, int argc, char **argv)
         check_binary(o);
         check_mapping(o);
         check_ring(o);
+        check_hot(o);
+        check_moves(o);
         check_together(o);
     }
 }

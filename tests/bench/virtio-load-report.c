@@ -93,14 +93,15 @@ static void put_config(GString *s, const Load *l)
         "\"depth\": %u, \"ring_size\": %u, \"bs\": %u, \"write_percent\": %u, "
         "\"pattern\": \"%s\", \"rate\": %.0f, \"seconds\": %g, "
         "\"warmup\": %g, \"poll_ns\": %" PRId64 ", \"verify\": %s, "
-        "\"flood\": %d, \"drains\": %u, \"pin\": %s}",
+        "\"flood\": %d, \"drains\": %u, \"pin\": %s, "
+        "\"balance\": %d, \"shift\": %g, \"remap\": %u}",
         o->scsi ? "scsi" : "blk", o->packed ? "packed" : "split",
         json_bool(o->indirect), json_bool(o->event_idx),
         json_bool(o->interrupts), l->kicks_by_eventfd ? "eventfd" : "qtest",
         o->queues, o->iothreads, o->luns, o->depth, o->ring_size, o->bs,
         o->write_percent, o->random ? "rand" : "seq", o->rate, o->seconds,
         o->warmup, o->poll_ns, json_bool(o->verify), o->flood, o->drains,
-        json_bool(o->pin));
+        json_bool(o->pin), o->balance, o->shift, o->remaps);
 }
 
 static void put_latency(GString *s, const Hist *h)
@@ -169,6 +170,9 @@ static void print_json(const Load *l, const Figures *f)
     put_latency(s, &f->latency);
     g_string_append(s, ", ");
     put_threads(s, l, f);
+    g_string_append_printf(s, ", \"moves\": %" PRIu64 ", \"pauses\": %" PRIu64
+                           ", \"pause_us\": ", l->moves, l->pauses.count);
+    put_latency(s, &l->pauses);
     g_string_append(s, ", ");
     put_queues(s, l, f);
     g_string_append(s, ", \"rss_kib\": {");
@@ -241,6 +245,10 @@ static void print_text(const Load *l, const Figures *f)
     print_threads(f);
     print_latency("latency", &f->latency);
     print_queues(l, f);
+    print_latency("pauses", &l->pauses);
+    if (l->o->balance > 0) {
+        printf("moves        %" PRIu64 "\n", l->moves);
+    }
     printf("per I/O      %.4f kicks, %.4f context switches", l->kicks *
            f->per_io, f->switches * f->per_io);
     if (l->o->interrupts) {

@@ -30,7 +30,12 @@ void load_die(const char *fmt, ...)
 
 static void pump_until(Load *l, uint64_t end_ns)
 {
-    while (load_now_ns() < end_ns) {
+    uint64_t now;
+
+    while ((now = load_now_ns()) < end_ns) {
+        if (now >= l->vary_ns) {
+            load_vary(l, now);
+        }
         load_pump(l);
     }
 }
@@ -84,8 +89,10 @@ static void start(Load *l)
     }
     l->phase = PHASE_RUN;
     l->schedule_ns = load_now_ns();
-    if (!l->o->rate) {
-        load_post_all(l);
+    if (l->o->rate) {
+        l->vary_ns = UINT64_MAX;
+    } else {
+        load_vary_begin(l);
     }
 }
 
@@ -143,6 +150,7 @@ static void measure(Load *l)
     count_events(l, &kicks, &irqs);
     proc_read(&l->before, l->pid);
     l->measuring = true;
+    load_vary_measure(l);
     if (l->o->drains) {
         pump_with_drains(l, l->before.wall_ns + l->o->seconds * 1e9);
     } else {
@@ -154,6 +162,7 @@ static void measure(Load *l)
     l->kicks -= kicks;
     l->irqs -= irqs;
     proc_read_rss(&l->rss_loaded, l->pid);
+    load_vary_end(l);
     if (l->o->hmp_after) {
         l->hmp = qtest_hmp(l->qts, "%s", l->o->hmp_after);
     }

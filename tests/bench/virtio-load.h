@@ -14,6 +14,7 @@
 #define LOAD_MAX_QUEUES   1024
 #define LOAD_MAX_THREADS  64
 #define LOAD_MAX_LUNS     1024
+#define LOAD_MAX_SETS     16
 
 #define LOAD_SECTOR 512
 
@@ -49,6 +50,12 @@ typedef struct LoadOptions {
     bool verify;
     int flood;              /* the queue that isn't flooded, or -1 */
     unsigned drains;        /* of a disk beside, per second */
+    int balance;            /* -1: the device isn't told */
+    const char *hot;        /* --hot, and what it means */
+    unsigned num_sets;      /* 0: all queues are always hot */
+    bool *sets[LOAD_MAX_SETS];      /* for each queue: is it hot? */
+    double shift;           /* seconds until the next set */
+    unsigned remaps;        /* per second */
     bool pin;
     bool rss;
     bool json;
@@ -76,6 +83,9 @@ unsigned opt_word(const char *name, const char *value, const char *words);
 
 /* -blockdev of a LUN; load_parse_options() has checked that it can be made. */
 char *load_blockdev(const LoadOptions *o, unsigned lun);
+
+/* The JSON list of iothread-vq-mapping, each queue @turn IOThreads further */
+char *load_mapping(const LoadOptions *o, unsigned turn);
 
 /* Descriptors that a request takes in the ring */
 unsigned load_stride(const LoadOptions *o);
@@ -154,7 +164,9 @@ typedef struct LoadQueue {
     ShmQueue *q;
     unsigned index;
     unsigned depth;         /* requests that are kept in flight */
+    bool hot;               /* answered requests are replaced */
     bool polling;           /* with interrupts: look without one */
+    uint64_t last_ns;       /* when something was answered */
     uint64_t irqs;
     uint64_t scheduled;     /* open loop: requests so far */
     uint64_t rand;
@@ -208,7 +220,16 @@ typedef struct Load {
     uint64_t last_ns;       /* when something was answered */
     uint64_t idle_rounds;
     uint64_t rand;
+    /* virtio-load-vary.c */
+    uint64_t vary_ns;       /* when something may be due */
+    uint64_t clock_ns;      /* how far the VM's clock is */
+    uint64_t window_ns;     /* the end of what is one pause */
+    uint64_t pause_ns;      /* the longest until now */
+    unsigned set;           /* of the hot ones */
+    unsigned remapped;
     /* results */
+    Hist pauses;
+    uint64_t moves;         /* of queues, by the device itself */
     ProcStat before;
     ProcStat after;
     uint64_t kicks;
@@ -252,7 +273,7 @@ void load_io_init(Load *l);
 void load_io_free(Load *l);
 ShmShape load_shape(const Load *l, bool write);
 
-/* The first requests of a closed loop; load_pump() keeps up their number. */
+/* A closed loop: fill the hot queues; load_pump() keeps them full. */
 void load_post_all(Load *l);
 
 /**
@@ -278,6 +299,20 @@ bool load_verify_next(const Load *l, LoadIo *io);
 void load_verify_fill(const Load *l, const LoadIo *io, uint8_t *data);
 void load_verify_check(const Load *l, const LoadIo *io, const uint8_t *data);
 void load_verify_done(Load *l, const LoadIo *io);
+
+/*
+ * virtio-load-vary.c: load and mapping that change, and pauses
+ */
+
+/* The first hot set, before the first request of PHASE_RUN */
+void load_vary_begin(Load *l);
+
+/* When @now is l->vary_ns: do what is due. */
+void load_vary(Load *l, uint64_t now);
+
+/* What is measured begins now; it has ended: ask the device what it did. */
+void load_vary_measure(Load *l);
+void load_vary_end(Load *l);
 
 /* virtio-load-report.c */
 void load_report(const Load *l);

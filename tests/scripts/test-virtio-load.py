@@ -54,6 +54,18 @@ BAD_OPTIONS = [
     ("--flood 0", "--queues 2"),
     ("--flood 2 --queues 2", "from 0 to 1"),
     ("--flood 0 --queues 2 --rate 100", "--rate"),
+    ("--hot 0,2 --queues 2", "from 0 to 1"),
+    ("--hot 0;", "is empty"),
+    ("--hot 0;1 --queues 2", "--shift"),
+    ("--hot 0 --rate 100", "--rate"),
+    ("--shift 1", "--hot"),
+    ("--balance maybe", "off|on"),
+    ("--balance on --iothreads 0", "a mapping"),
+    ("--balance on --device blk", "--device scsi"),
+    ("--remap 0", "from 1 to"),
+    ("--remap 1 --mapping none", "a mapping"),
+    ("--remap 1 --rate 100", "--rate"),
+    ("--remap 1 --drains 1", "--drains"),
     ("--backend tape", "null-co, file:PATH or JSON"),
     ("--backend null-co:slow", "latency-ns=N"),
     ("--backend file:/nonexistent", "No such file"),
@@ -212,6 +224,39 @@ def flood():
     check(all(q["iops"] > 0 for q in report["queue"]), "a queue did nothing")
 
 
+def iops(report):
+    return [queue["iops"] > 0 for queue in report["queue"]]
+
+
+def hot():
+    """Only hot queues have load, and all sets have their turn."""
+    words = ["--queues", "4", "--iothreads", "2", "--depth", "16"]
+    report = load("--hot", "0,2", *words)
+    equal("queues with load", iops(report), [True, False, True, False])
+    report = load("--hot", "0;2;1", "--shift", "0.05", *words)
+    equal("queues with load", iops(report), [True, True, True, False])
+
+
+def hot_verified():
+    """No request is lost when a queue cools down or heats up."""
+    with tempfile.TemporaryDirectory() as directory:
+        for kind, interrupts in itertools.product(("split", "packed"),
+                                                  ("on", "off")):
+            load("--hot", "0,1;1,2;2,0", "--shift", "0.02", "--queues", "3",
+                 "--verify", "--rw", "mix:50", "--ring", kind, "--interrupts",
+                 interrupts, "--depth", "9", "--backend",
+                 "file:" + disk(directory))
+
+
+def remap():
+    """A change of the mapping begins each pause that is told."""
+    report = load("--queues", "4", "--iothreads", "2", "--remap", "20",
+                  "--mapping", "0:0,1;1:2,3")
+    check(1 <= report["pauses"] <= 4, "%r pauses", report["pauses"])
+    check(0 < report["pause_us"]["p50"] <= report["pause_us"]["max"],
+          "pauses of %r", report["pause_us"])
+
+
 def extras():
     with tempfile.TemporaryDirectory() as directory:
         file = os.path.join(directory, "pid")
@@ -306,6 +351,9 @@ def all_tests():
     yield "mapping", mapping
     yield "rate", rate
     yield "flood", flood
+    yield "hot sets", hot
+    yield "hot sets, verified", hot_verified
+    yield "changes of the mapping", remap
     yield "monitor, command, RSS", extras
     yield "text report", text_report
     yield "QEMU fails", qemu_fails
