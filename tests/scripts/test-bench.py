@@ -16,6 +16,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 SCRIPTS = os.path.join(TOP, "scripts")
 sys.path.insert(0, SCRIPTS)
+import benchbalance
 import benchnbd
 import benchreport
 import benchstat
@@ -54,7 +55,8 @@ print(json.dumps({
     "queue": [{"iops": 1, "latency_us": latency}] * int(words["--queues"]),
     "rss_kib": {"idle": {"rss": 2048, "anon": 1024},
                 "loaded": {"rss": 4096, "anon": 2048}},
-    "ios": 100, **more}))
+    "ios": 100, "moves": 3 if words.get("--balance") == "on" else 0,
+    "pause_us": dict(latency, max=60000), **more}))
 '''
 
 # Plays perf, which the generator starts: what it records is its report.
@@ -342,6 +344,58 @@ def a_build_meanwhile_ends_the_run(room):
     same(done.returncode, 1)
     assert "ours was built anew meanwhile" in done.stderr, done.stderr
     assert not os.path.exists(os.path.join(room.out, "results.json"))
+
+
+@test
+def balance_cases_run_as_long_as_they_need(room):
+    done = room.bench("--balance", "--rounds", "2", "--seconds", "0.3")
+    same((done.returncode, done.stderr.count("FAILED")), (0, 0))
+    calls = room.calls()
+    same(len(calls), 2 * len(list(benchbalance.balance_cases(False))))
+    same({head.split()[0] for head in calls}, {"ours-scsi"})
+    for call in calls:
+        words = call.split()
+        # the last one counts
+        last = len(words) - 1 - words[::-1].index("--seconds")
+        assert words[last + 1] in ("1", "3", "20"), call
+    on = next(c for c in calls if "--balance on" in c and "--shift 5" in c)
+    assert "--hot 0,4;1,5;2,6;3,7" in on and "--iothreads 4" in on, on
+    assert any("--remap 5" in c for c in calls)
+    with open(os.path.join(room.out, "balance", "results.json")) as file:
+        runs = json.load(file)["runs"]
+    same({r["figures"]["moves"] for r in runs if r["case"] == "even-on"}, {3})
+
+
+@test
+def balance_goals_say_what_results_say(room):
+    done = room.bench("--balance", "--rounds", "1", "--quick")
+    rows = {row.split("|")[1].strip(): row for row in done.stdout.splitlines()
+            if row.startswith("| ")}
+    for title, found, verdict in (
+            ("even load: moves", "3.00 (3.00-3.00)", "missed"),
+            ("even load: IOPS", "1.00 (1.00-1.00)", "reached"),
+            ("change of mapping: pause, µs", "8.00", "reached"),
+            ("the same, the longest", "60000", "missed")):
+        row = rows[title]
+        assert found in row and verdict in row, row
+    done = room.bench("--balance", "--report")
+    assert "even load: moves" in done.stdout, done.stdout + done.stderr
+
+
+@test
+def balance_goals_have_cases(room):
+    cases = {one.name for one in benchbalance.balance_cases(False)}
+    for name, base, *_ in benchbalance.GOALS:
+        assert name in cases and (base is None or base in cases), name
+    same(benchbalance.goals({"runs": []}).count("not measured"),
+         len(benchbalance.GOALS))
+
+
+@test
+def balance_is_not_for_the_readme(room):
+    done = room.bench("--balance", "--update-readme")
+    same(done.returncode, 2)
+    assert "neither with --nbd nor --update-readme" in done.stderr
 
 
 @test
