@@ -123,16 +123,27 @@ static void virtio_scsi_queue_reset(VirtIODevice *vdev, uint32_t n)
  * Hotplug
  */
 
+static bool context_has_queue(VirtIOSCSI *s, AioContext *ctx)
+{
+    for (unsigned i = 0; i < s->parent_obj.conf.num_queues; i++) {
+        if (s->queues[i].ctx == ctx) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
- * Choose the home AioContext of a new LUN: that of the mapped IOThread that
- * is home to the fewest LUNs of this HBA, the first such IOThread if there are
- * several.  Requests are submitted from the AioContexts of all queues whatever
+ * Choose the home AioContext of a new LUN: that of the IOThread with queues
+ * that is home to the fewest LUNs of this HBA, the first such IOThread if there
+ * are several.  Requests are submitted from the AioContexts of all queues whatever
  * the home; it is where block jobs and other background work run.
  */
 AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
 {
     g_autofree unsigned *load = g_new0(unsigned, s->num_contexts);
-    unsigned best = 0;
+    AioContext *best = NULL;
+    unsigned best_load = UINT_MAX;
     BusChild *kid;
 
     QTAILQ_FOREACH(kid, &BUS(&s->bus)->children, sibling) {
@@ -142,12 +153,13 @@ AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
             load[i] += blk_get_aio_context(blk) == s->contexts[i];
         }
     }
-    for (unsigned i = 1; i < s->num_contexts; i++) {
-        if (load[i] < load[best]) {
-            best = i;
+    for (unsigned i = 0; i < s->num_contexts; i++) {
+        if (load[i] < best_load && context_has_queue(s, s->contexts[i])) {
+            best = s->contexts[i];
+            best_load = load[i];
         }
     }
-    return s->contexts[best];
+    return best;
 }
 
 static void virtio_scsi_report_luns_changed(VirtIOSCSI *s, SCSIDevice *sd,
