@@ -302,9 +302,14 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     }
     qatomic_set(&s->accepts_kicks, false);
 
-    if (!QSIMPLEQ_EMPTY(&s->late)) {
+    if (!s->main_only) {
+        /*
+         * Whatever the main loop has begun while notifiers were missing, it
+         * must finish before another thread may own the virtqueues.
+         */
+        virtio_scsi_settle(s);
         /* Only the main loop can give these back, and there will be more. */
-        s->main_only = true;
+        s->main_only = !QSIMPLEQ_EMPTY(&s->late);
     }
     if (s->num_contexts && !s->main_only &&
         virtio_device_dma_is_translated(vdev)) {
@@ -325,11 +330,6 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
         return ret;
     }
 
-    /*
-     * Whatever the main loop has begun while notifiers were missing, it must
-     * finish before another thread may own the virtqueues.
-     */
-    virtio_scsi_settle(s);
     dataplane_rehome(s, true);
 
     /*

@@ -113,8 +113,9 @@ struct VirtIOSCSIQueue {
     uint64_t moves;             /* how often ctx has changed */
     int64_t since_ns;           /* QEMU_CLOCK_REALTIME: the last time */
 
-    bool wants_move;            /* written by the main loop; atomic */
+    bool wants_move;            /* the main loop, or leave_timer; atomic */
     VirtIOSCSIQueuePlace place; /* written by the owner, release */
+    QEMUTimer *leave_timer;     /* only the owner, while it is leaving */
 
     /* Only the owner: ctx or the main loop, see VirtIOSCSI.in_contexts */
     bool running;               /* the handler */
@@ -441,8 +442,8 @@ void virtio_scsi_move_cleanup(VirtIOSCSI *s);
  * @q: one of its request queues
  * @to: one of its AioContexts
  *
- * Let @q move as soon as its commands have ended.  Doesn't wait;
- * virtio_scsi_watch_moved() is called at the end.
+ * Let @q move as soon as its commands have ended, if they do so soon.  Doesn't
+ * wait; virtio_scsi_watch_moved() is called at the end.
  *
  * Context: main loop, BQL held.
  * Returns: false if that isn't possible now, or makes no sense.
@@ -450,20 +451,13 @@ void virtio_scsi_move_cleanup(VirtIOSCSI *s);
 bool virtio_scsi_move_begin(VirtIOSCSI *s, VirtIOSCSIQueue *q, AioContext *to);
 
 /**
- * virtio_scsi_move_take_back:
- * @s: the device
+ * virtio_scsi_move_cancel:
+ * @s: a device that accepts no kicks, or has no balance any more, so that no
+ *     other move begins
  *
  * The queue that is about to move, if there is one, is to stay where it is,
- * unless it has left already.  Doesn't wait.  Context: main loop, BQL held.
- */
-void virtio_scsi_move_take_back(VirtIOSCSI *s);
-
-/**
- * virtio_scsi_move_cancel:
- * @s: a device that accepts no kicks
- *
- * As virtio_scsi_move_take_back(), and wait until no queue is on its way; that
- * depends on no I/O.  Context: main loop, BQL held.
+ * unless it has left already.  Wait until no queue is on its way; that depends
+ * on no I/O.  Context: main loop, BQL held.
  */
 void virtio_scsi_move_cancel(VirtIOSCSI *s);
 

@@ -13,8 +13,16 @@
 #include "qemu/osdep.h"
 #include "block/aio-wait.h"
 #include "qemu/main-loop.h"
+#include "qemu/timer.h"
 #include "trace.h"
 #include "virtio-scsi-internal.h"
+
+/*
+ * A queue whose commands don't end in this time stays.  Until then it takes no
+ * others, so its owner looks at the clock itself: the main loop may be waiting
+ * for something else.
+ */
+#define LEAVE_MS 100
 
 /*
  * The owners
@@ -36,8 +44,25 @@ static void queue_try_leave(VirtIOSCSIQueue *q)
 
     /* The last one to end is shown to the guest by queue_flush(), later. */
     if (stat64_get(&stats->submitted) == ended && !q->filled) {
+        g_clear_pointer(&q->leave_timer, timer_free);
         queue_set_place(q, QUEUE_LEFT);
     }
+}
+
+static void queue_stay(VirtIOSCSIQueue *q)
+{
+    g_clear_pointer(&q->leave_timer, timer_free);
+    virtio_scsi_queue_attach(q); /* and look at the ring */
+    queue_set_place(q, QUEUE_HERE);
+}
+
+/* Context: a timer of the old owner. */
+static void queue_leave_expired(void *opaque)
+{
+    VirtIOSCSIQueue *q = opaque;
+
+    qatomic_set(&q->wants_move, false);
+    queue_stay(q);
 }
 
 void virtio_scsi_move_more(VirtIOSCSIQueue *q)
@@ -51,20 +76,24 @@ void virtio_scsi_move_more(VirtIOSCSIQueue *q)
 static void queue_visit(void *opaque)
 {
     VirtIOSCSIQueue *q = opaque;
+    VirtIOSCSIMove *move = &q->dev->move;
     bool leave = qatomic_read(&q->wants_move);
 
     if (q->place == QUEUE_HERE && leave) {
         virtio_queue_aio_detach_host_notifier(q->vq, q->ctx);
         qemu_bh_cancel(q->more_bh);
         q->place = QUEUE_LEAVING;
+        q->leave_timer = aio_timer_new(q->ctx, QEMU_CLOCK_REALTIME, SCALE_MS,
+                                       queue_leave_expired, q);
+        timer_mod(q->leave_timer,
+                  qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + LEAVE_MS);
         queue_try_leave(q);
     } else if (q->place == QUEUE_LEAVING && !leave) {
-        virtio_scsi_queue_attach(q); /* and look at the ring */
-        queue_set_place(q, QUEUE_HERE);
+        queue_stay(q);
     }
     /* Pairs with move_bh(): the last access to the queue. */
-    qatomic_fetch_dec(&q->dev->move.visits);
-    qemu_bh_schedule(q->dev->move.bh);
+    qatomic_fetch_dec(&move->visits);
+    qemu_bh_schedule(move->bh);
 }
 
 static void queue_arrive(void *opaque)
@@ -144,19 +173,15 @@ bool virtio_scsi_move_begin(VirtIOSCSI *s, VirtIOSCSIQueue *q, AioContext *to)
     return true;
 }
 
-void virtio_scsi_move_take_back(VirtIOSCSI *s)
+void virtio_scsi_move_cancel(VirtIOSCSI *s)
 {
     GLOBAL_STATE_CODE();
 
+    /* It is to stay where it is, unless it has left already. */
     if (s->move.q && !s->move.arriving &&
         qatomic_xchg(&s->move.q->wants_move, false)) {
         move_visit(s);
     }
-}
-
-void virtio_scsi_move_cancel(VirtIOSCSI *s)
-{
-    virtio_scsi_move_take_back(s);
     /* Ended by move_bh(): the owners' event loops call it, for no I/O. */
     AIO_WAIT_WHILE_UNLOCKED(NULL, s->move.q);
 }

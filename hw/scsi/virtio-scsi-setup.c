@@ -277,6 +277,9 @@ bool virtio_scsi_set_balance(VirtIOSCSI *s, bool on, Error **errp)
         return false;
     }
     s->balance = on;
+    if (!on) {
+        virtio_scsi_move_cancel(s);
+    }
     virtio_scsi_watch_update(s);
     return true;
 }

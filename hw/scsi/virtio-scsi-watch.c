@@ -155,6 +155,12 @@ static bool watch_measure(VirtIOSCSIWatch *w)
  * Moves
  */
 
+static void watch_refused(VirtIOSCSIWatch *w, unsigned queue)
+{
+    iothread_vq_balance_refused(w->balance, queue,
+                                qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL));
+}
+
 static void watch_next_move(VirtIOSCSIWatch *w)
 {
     VirtIOSCSI *s = w->s;
@@ -166,6 +172,7 @@ static void watch_next_move(VirtIOSCSIWatch *w)
                                    s->contexts[move->to])) {
             return;
         }
+        watch_refused(w, move->queue);
     }
 }
 
@@ -177,8 +184,7 @@ void virtio_scsi_watch_moved(VirtIOSCSI *s, VirtIOSCSIQueue *q, bool moved)
         return;
     }
     if (!moved) {
-        iothread_vq_balance_refused(w->balance, q->index,
-                                    qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL));
+        watch_refused(w, q->index);
     }
     watch_next_move(w);
 }
@@ -217,14 +223,12 @@ static void watch_tick(void *opaque)
     if (!s->watch) {
         return; /* nobody wants to know any more */
     }
-    if (s->move.q) {
-        /* It has had a whole period, or the rest of one at least. */
-        virtio_scsi_move_take_back(s);
-    } else if (!active) {
+    if (!active) {
         /* A handler that reads the old value leaves it to the next one. */
         qatomic_set(&s->watch_awake, false);
         return;
-    } else if (s->balance) {
+    }
+    if (s->balance && !s->move.q) {
         watch_balance(w);
     }
     watch_arm(w);
@@ -250,7 +254,9 @@ static void watch_begin(VirtIOSCSI *s)
         .num_contexts = s->num_contexts,
         .num_queues = s->parent_obj.conf.num_queues,
     };
-    w->timer = timer_new_ms(QEMU_CLOCK_VIRTUAL, watch_tick, w);
+    /* External: a replay of the VM doesn't know who asked for figures. */
+    w->timer = timer_new_full(NULL, QEMU_CLOCK_VIRTUAL, SCALE_MS,
+                              QEMU_TIMER_ATTR_EXTERNAL, watch_tick, w);
     w->idle_ns = g_new0(int64_t, w->num_contexts);
     w->busy_ns = g_new0(int64_t, w->num_contexts);
     w->sums = g_new0(WatchSums, w->num_queues);
@@ -272,7 +278,6 @@ static void watch_end(VirtIOSCSI *s)
 {
     VirtIOSCSIWatch *w = g_steal_pointer(&s->watch);
 
-    virtio_scsi_move_take_back(s); /* no period will do that */
     qatomic_set(&s->watched, false);
     for (unsigned i = 0; i < w->num_contexts; i++) {
         aio_context_watch_idle(s->contexts[i], false);
