@@ -136,8 +136,8 @@ static bool context_has_queue(VirtIOSCSI *s, AioContext *ctx)
 /*
  * Choose the home AioContext of a new LUN: that of the IOThread with queues
  * that is home to the fewest LUNs of this HBA, the first such IOThread if there
- * are several.  Requests are submitted from the AioContexts of all queues whatever
- * the home; it is where block jobs and other background work run.
+ * are several.  Requests are submitted from the AioContexts of all queues
+ * whatever the home; it is where block jobs and other background work run.
  */
 AioContext *virtio_scsi_choose_home(VirtIOSCSI *s)
 {
