@@ -627,10 +627,10 @@ static uint64_t read_moves(Stress *s, double *busy)
 }
 
 /*
- * One IOThread gets all queues but the last, and the device sees to it.  What
- * it takes for a tenth of a second is as long as that IOThread needs to be
- * nearly busy for that time, whatever the machine is.  We may go while a queue
- * is on its way.
+ * One IOThread gets all queues but the last, which has no load, and the device
+ * sees to it.  What it takes for a tenth of a second is as long as that
+ * IOThread needs to be busy for most of that time, whatever the machine is.  We
+ * may go while a queue is on its way.
  */
 void act_balance(Stress *s)
 {
@@ -645,6 +645,7 @@ void act_balance(Stress *s)
           " {'iothread': 't1', 'vqs': [4]}]"));
     set_property(s, "iothread-vq-balance", QOBJECT(qbool_from_bool(true)));
     before = read_moves(s, &busy);
+    s->quiet = 1;
     for (unsigned i = 0; i < 12 && read_moves(s, &busy) == before; i++) {
         gint64 until = g_get_monotonic_time() + pace_us;
 
@@ -654,8 +655,9 @@ void act_balance(Stress *s)
             break;
         }
         read_moves(s, &busy);
-        pace_us *= busy < 0.99 ? 0.85 / MAX(busy, 0.3) : 0.6;
+        pace_us *= busy < 0.8 ? 0.9 / MAX(busy, 0.3) : 1;
     }
+    s->quiet = 0;
     s->count[COUNT_MOVES] += read_moves(s, &busy) - before;
     set_property(s, "iothread-vq-balance",
                  QOBJECT(qbool_from_bool(stress_below(s, 2))));

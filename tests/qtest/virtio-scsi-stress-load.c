@@ -545,7 +545,7 @@ static bool reap_all(Stress *s)
 
 static void post_all(Stress *s)
 {
-    for (unsigned i = 0; i < s->dev->num_queues; i++) {
+    for (unsigned i = 0; i < s->dev->num_queues - s->quiet; i++) {
         ShmQueue *q = shm_queue(s->dev, i);
         ShmSlot *slot;
 

@@ -264,6 +264,7 @@ struct Stress {
     uint32_t next_content;
     unsigned classes;       /* of random commands, now */
     bool hold;              /* post nothing: the VM is not running */
+    unsigned quiet;         /* so many queues, the last ones, get nothing */
     ShmWait wait;
     unsigned rounds;
 
