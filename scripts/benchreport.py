@@ -100,13 +100,20 @@ def is_special(case):
 def heading(results):
     machine, settings = results["machine"], results["settings"]
     return ("%s, %d cores, Linux %s, %s. Ours: %s (commit %s). Stock: %s. Medians"
-            " of %d rounds of %g s; in brackets the lowest and the highest."
+            " of %d rounds of %s s; in brackets the lowest and the highest."
             " Ratios are medians of each round's ratio. Meanwhile other processes"
             " used %s of the CPU time.\n" % (
                 machine["cpu"], machine["cores"], machine["kernel"],
                 machine["date"], results["qemu"]["ours"], machine["commit"],
                 results["qemu"]["stock"], settings["rounds"],
-                settings["seconds"], others(results)))
+                seconds(results), others(results)))
+
+
+def seconds(results):
+    """How long a run was, as text; some cases say so themselves."""
+    found = sorted({one["options"].get("seconds", results["settings"]["seconds"])
+                    for one in results["cases"]})
+    return " to ".join("%g" % s for s in sorted({found[0], found[-1]}))
 
 
 def others(results):

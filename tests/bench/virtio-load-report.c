@@ -173,6 +173,8 @@ static void print_json(const Load *l, const Figures *f)
     g_string_append_printf(s, ", \"moves\": %" PRIu64 ", \"pauses\": %" PRIu64
                            ", \"pause_us\": ", l->moves, l->pauses.count);
     put_latency(s, &l->pauses);
+    g_string_append(s, ", \"calm_us\": ");
+    put_latency(s, &l->calm);
     g_string_append(s, ", ");
     put_queues(s, l, f);
     g_string_append(s, ", \"rss_kib\": {");
@@ -246,6 +248,9 @@ static void print_text(const Load *l, const Figures *f)
     print_latency("latency", &f->latency);
     print_queues(l, f);
     print_latency("pauses", &l->pauses);
+    if (l->calm.count) {
+        print_latency("  unchanged", &l->calm);
+    }
     if (l->o->balance > 0) {
         printf("moves        %" PRIu64 "\n", l->moves);
     }

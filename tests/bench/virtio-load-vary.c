@@ -16,7 +16,7 @@
 /* How often to look whether something is due */
 #define TICK_NS (10 * 1000 * 1000)
 
-/* Pauses are those of so long, if nothing else says when one begins. */
+/* Pauses are the longest of so long, if nothing else says when one begins. */
 #define WINDOW_NS (100 * 1000 * 1000)
 
 /*
@@ -79,8 +79,22 @@ static void close_window(Load *l, uint64_t now)
             l->pause_ns = MAX(l->pause_ns, now - l->queues[i].last_ns);
         }
     }
-    hist_add(&l->pauses, l->pause_ns);
+    hist_add(l->calm_window ? &l->calm : &l->pauses, l->pause_ns);
     l->pause_ns = 0;
+}
+
+/*
+ * Every other one begins with a change of the mapping.  Those in between tell
+ * what the machine alone does.
+ */
+static void open_window(Load *l, uint64_t now)
+{
+    unsigned remaps = l->o->remaps;
+
+    l->window_ns = now + (remaps ? 500000000 / remaps : WINDOW_NS);
+    if (remaps && !l->calm_window) {
+        send_remap(l);
+    }
 }
 
 /*
@@ -110,10 +124,8 @@ void load_vary(Load *l, uint64_t now)
     }
     if (l->measuring && now >= l->window_ns) {
         close_window(l, now);
-        l->window_ns += o->remaps ? 1000000000 / o->remaps : WINDOW_NS;
-        if (o->remaps) {
-            send_remap(l);
-        }
+        l->calm_window = o->remaps && !l->calm_window;
+        open_window(l, now);
     }
 }
 
@@ -131,11 +143,7 @@ void load_vary_measure(Load *l)
         l->queues[i].last_ns = now;
     }
     l->pause_ns = 0;
-    /* A change of the mapping begins a window, the first one, too. */
-    if (l->o->remaps) {
-        send_remap(l);
-    }
-    l->window_ns = now + (l->o->remaps ? 1000000000 / l->o->remaps : WINDOW_NS);
+    open_window(l, now);
 }
 
 static uint64_t sum_of_moves(const QDict *device)

@@ -225,10 +225,12 @@ typedef struct Load {
     uint64_t clock_ns;      /* how far the VM's clock is */
     uint64_t window_ns;     /* the end of what is one pause */
     uint64_t pause_ns;      /* the longest until now */
+    bool calm_window;       /* no change of the mapping began it */
     unsigned set;           /* of the hot ones */
     unsigned remapped;
     /* results */
     Hist pauses;
+    Hist calm;              /* with --remap: those that no change began */
     uint64_t moves;         /* of queues, by the device itself */
     ProcStat before;
     ProcStat after;

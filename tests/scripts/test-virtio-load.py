@@ -253,8 +253,9 @@ def remap():
     report = load("--queues", "4", "--iothreads", "2", "--remap", "20",
                   "--mapping", "0:0,1;1:2,3")
     check(1 <= report["pauses"] <= 4, "%r pauses", report["pauses"])
-    check(0 < report["pause_us"]["p50"] <= report["pause_us"]["max"],
-          "pauses of %r", report["pause_us"])
+    for key in "pause_us", "calm_us":
+        check(0 < report[key]["p50"] <= report[key]["max"], "%s of %r", key,
+              report[key])
 
 
 def extras():
