@@ -129,11 +129,14 @@ static void dataplane_attach_all(VirtIOSCSI *s)
     dataplane_in_contexts(s, dataplane_attach);
 }
 
+/* Kicks aren't accepted any more; no queue is on its way afterwards, either. */
 static void dataplane_detach_all(VirtIOSCSI *s)
 {
     VirtIOSCSICommon *vs = &s->parent_obj;
     AioContext *ctx = qemu_get_aio_context();
 
+    virtio_scsi_move_cancel(s);
+    virtio_scsi_watch_update(s);
     virtio_queue_aio_detach_host_notifier(vs->ctrl_vq, ctx);
     virtio_queue_aio_detach_host_notifier(vs->event_vq, ctx);
     dataplane_in_contexts(s, dataplane_detach);
@@ -355,8 +358,6 @@ void virtio_scsi_dataplane_stop(VirtIODevice *vdev)
     }
     qatomic_set(&s->accepts_kicks, false);
 
-    virtio_scsi_move_cancel(s);
-    virtio_scsi_watch_update(s);
     dataplane_detach_all(s);
     virtio_scsi_settle(s);
 
@@ -481,8 +482,6 @@ bool virtio_scsi_dataplane_move(VirtIOSCSI *s, AioContext **by_queue,
     }
     qatomic_set(&s->accepts_kicks, false);
     if (s->in_contexts) {
-        virtio_scsi_move_cancel(s);
-        virtio_scsi_watch_update(s);
         dataplane_detach_all(s);
     }
 

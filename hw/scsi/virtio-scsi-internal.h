@@ -147,6 +147,19 @@ static inline void virtio_scsi_count(Stat64 *stat, uint64_t n)
     stat64_set(stat, stat64_get(stat) + n);
 }
 
+/**
+ * virtio_scsi_count_ended:
+ * @stats: of a queue
+ *
+ * Context: any; who isn't the owner sees each counter at another time.
+ * Returns: how many commands have been answered.
+ */
+static inline uint64_t virtio_scsi_count_ended(const VirtIOSCSIStats *stats)
+{
+    return stat64_get(&stats->good) + stat64_get(&stats->failed) +
+           stat64_get(&stats->aborted);
+}
+
 /* virtio-scsi.c */
 
 /**

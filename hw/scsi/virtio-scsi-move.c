@@ -39,11 +39,10 @@ static void queue_set_place(VirtIOSCSIQueue *q, VirtIOSCSIQueuePlace place)
 static void queue_try_leave(VirtIOSCSIQueue *q)
 {
     const VirtIOSCSIStats *stats = &q->stats;
-    uint64_t ended = stat64_get(&stats->good) + stat64_get(&stats->failed) +
-                     stat64_get(&stats->aborted);
 
     /* The last one to end is shown to the guest by queue_flush(), later. */
-    if (stat64_get(&stats->submitted) == ended && !q->filled) {
+    if (stat64_get(&stats->submitted) == virtio_scsi_count_ended(stats) &&
+        !q->filled) {
         g_clear_pointer(&q->leave_timer, timer_free);
         queue_set_place(q, QUEUE_LEFT);
     }

@@ -72,8 +72,7 @@ static WatchSums watch_read_queue(const VirtIOSCSIQueue *q)
     return (WatchSums) {
         .handler_ns = stat64_get(&stats->handler_ns),
         .submitted = stat64_get(&stats->submitted),
-        .ended = stat64_get(&stats->good) + stat64_get(&stats->failed) +
-                 stat64_get(&stats->aborted),
+        .ended = virtio_scsi_count_ended(stats),
     };
 }
 

@@ -635,7 +635,7 @@ static uint64_t read_moves(Stress *s, double *busy)
 void act_balance(Stress *s)
 {
     double pace_us = 100000, busy;
-    uint64_t before;
+    uint64_t before, moves;
 
     set_property(s, "iothread-vq-mapping", qobject_from_jsonf_nofail(
         s->sc->num_queues == 4
@@ -644,9 +644,9 @@ void act_balance(Stress *s)
         : "[{'iothread': 't0', 'vqs': [0, 1, 2, 3]},"
           " {'iothread': 't1', 'vqs': [4]}]"));
     set_property(s, "iothread-vq-balance", QOBJECT(qbool_from_bool(true)));
-    before = read_moves(s, &busy);
+    before = moves = read_moves(s, &busy);
     s->quiet = 1;
-    for (unsigned i = 0; i < 12 && read_moves(s, &busy) == before; i++) {
+    for (unsigned i = 0; i < 12 && moves == before; i++) {
         gint64 until = g_get_monotonic_time() + pace_us;
 
         STRESS_WHILE(s, g_get_monotonic_time() < until);
@@ -654,7 +654,7 @@ void act_balance(Stress *s)
         if (i > 3 && !stress_below(s, 4)) {
             break;
         }
-        read_moves(s, &busy);
+        moves = read_moves(s, &busy);
         pace_us *= busy < 0.8 ? 0.9 / MAX(busy, 0.3) : 1;
     }
     s->quiet = 0;
