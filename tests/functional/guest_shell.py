@@ -181,11 +181,14 @@ class GuestShell:
 def fio_verified(disk, queues, seconds, region="64M", extra=""):
     """Shell command: random reads and verified writes, a job per queue.
 
-    Each job stays on a vCPU of its own, so that each queue is fed.
+    Each job stays on a vCPU of its own, so that each queue is fed.  A job comes
+    to a block again as soon as it has had all of them, maybe while its last
+    read of it is in flight; only --serialize_overlap keeps the two apart.
     """
     return (f"fio --name=verified --filename=/dev/{disk} --rw=randrw --bs=4k "
             "--ioengine=libaio --direct=1 --iodepth=8 --verify=crc32c "
             "--verify_backlog=64 --verify_fatal=1 --randrepeat=0 "
+            "--serialize_overlap=1 "
             f"--numjobs={queues} --cpus_allowed=0-{queues - 1} "
             f"--cpus_allowed_policy=split --size={region} "
             f"--offset_increment={region} --time_based --runtime={seconds} "
