@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# The front door: every target calls one program in scripts/, which can be run
+# The front door: every target calls one program below scripts/, which can be run
 # alone as well and explains itself with --help.
 
 PREFIX ?= /usr/local
@@ -40,121 +40,121 @@ help: ## this list
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
 #:         make profile         where the time goes: CONFIG=NAME CACHELINES=1
-#:                              INSTRUCTIONS=1 (scripts/bench --list has the names)
+#:                              INSTRUCTIONS=1 (scripts/bench/bench --list has the names)
 #: Take    make series          mails to git am; check-series proves them (SERIES=A
 #:                              APPLY_ONLY=1)
 #:         make deb             Debian's source package with them (BUILD=1 binaries)
 #:         make check-deb       it unpacks to our files, and compiles
-#: Each target calls the program of that name in scripts/; its --help tells more.
+#: Each target calls the program of that name below scripts/; its --help tells more.
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
-	@scripts/overlay
-	@scripts/build-qemu ours
+	@scripts/build/overlay
+	@scripts/build/build-qemu ours
 
 stock: base ## the pristine base with the same flags, as build/stock/qemu-system-x86_64
-	@scripts/build-qemu stock
+	@scripts/build/build-qemu stock
 
 install: build ## install the build under PREFIX= (and DESTDIR=)
-	@scripts/build-qemu install
+	@scripts/build/build-qemu install
 
 run: run-check build ## walk-through: a Linux guest doing I/O on mapped IOThreads
-	@scripts/run
+	@scripts/lab/run
 
 # Bad input is told at once, not after the build.
 .PHONY: run-check
 run-check:
-	@scripts/deps run
-	@scripts/run --dry-run > /dev/null
+	@scripts/build/deps run
+	@scripts/lab/run --dry-run > /dev/null
 
 check: build stock ## all tests, ours and the base's that touch this code
-	@scripts/deps check
-	@scripts/build-qemu tests
-	@scripts/check
+	@scripts/build/deps check
+	@scripts/build/build-qemu tests
+	@scripts/check/check
 
 check-tsan: sanitizer-deps build ## stress under ThreadSanitizer, ours and stock: no race in our files
-	@scripts/build-qemu load
-	@scripts/build-qemu tsan
-	@$(if $(NO_STOCK),,scripts/build-qemu stock-tsan)
-	@scripts/check-sanitizer tsan $(if $(NO_STOCK),--no-stock)
+	@scripts/build/build-qemu load
+	@scripts/build/build-qemu tsan
+	@$(if $(NO_STOCK),,scripts/build/build-qemu stock-tsan)
+	@scripts/check/check-sanitizer tsan $(if $(NO_STOCK),--no-stock)
 
 check-asan: sanitizer-deps build ## stress under AddressSanitizer and UBSan, with leak check
-	@scripts/build-qemu load
-	@scripts/build-qemu asan
-	@scripts/check-sanitizer asan
+	@scripts/build/build-qemu load
+	@scripts/build/build-qemu asan
+	@scripts/check/check-sanitizer asan
 
 .PHONY: sanitizer-deps
 sanitizer-deps:
-	@scripts/deps sanitizers
+	@scripts/build/deps sanitizers
 
 check-libvirt: build ## a real libvirt: mapped controllers from XML, hotplug, save, snapshot
-	@scripts/deps run libvirt
-	@scripts/check-libvirt
+	@scripts/build/deps run libvirt
+	@scripts/lab/check-libvirt
 
 check-guest: build stock ## iscsi-test-cu, sg3_utils, fio, ext4 and xfs in a guest, ours and stock
-	@scripts/deps run
-	@scripts/check-guest
+	@scripts/build/deps run
+	@scripts/lab/check-guest
 
 check-migration: build stock ## a guest at work moves between QEMUs, ours and stock
-	@scripts/deps run
-	@scripts/functional migration
+	@scripts/build/deps run
+	@scripts/lab/functional migration
 
 check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
-	@scripts/deps run backends
-	@scripts/functional backends
+	@scripts/build/deps run backends
+	@scripts/lab/functional backends
 
 bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk, fio
-	@scripts/deps bench
-	@scripts/build-qemu bench
-	@scripts/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
+	@scripts/build/deps bench
+	@scripts/build/build-qemu bench
+	@scripts/bench/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 bench-nbd: build stock ## what several IOThreads cost on a network disk's connections
-	@scripts/deps backends
-	@scripts/build-qemu bench
-	@scripts/bench --nbd $(if $(ROUNDS),--rounds '$(ROUNDS)')
+	@scripts/build/deps backends
+	@scripts/build/build-qemu bench
+	@scripts/bench/bench --nbd $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 profile: build stock ## where the CPU time of one configuration goes, and its locks per I/O
-	@scripts/deps profile
-	@scripts/build-qemu bench
-	@scripts/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines) \
+	@scripts/build/deps profile
+	@scripts/build/build-qemu bench
+	@scripts/bench/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines) \
 		$(if $(INSTRUCTIONS),--instructions)
 
 docs: base ## QEMU's manual with our pages, as build/docs/index.html
-	@scripts/deps docs
-	@scripts/overlay
-	@scripts/docs
+	@scripts/build/deps docs
+	@scripts/build/overlay
+	@scripts/docs/docs
 
 check-docs: build ## our pages without a warning; their commands, QMP and messages tried
-	@scripts/deps docs
-	@scripts/docs --check
+	@scripts/build/deps docs
+	@scripts/docs/docs --check
 
 series: base ## our changes as mails to git am, with a cover letter, in build/series
-	@scripts/deps series
-	@scripts/series
+	@scripts/build/deps series
+	@scripts/series/series
 
 check-series: build series ## git am on the tarball, a build and tests after each mail
-	@scripts/deps style check docs
-	@scripts/check-series $(if $(APPLY_ONLY),--apply-only) \
+	@scripts/build/deps style check docs
+	@scripts/series/check-series $(if $(APPLY_ONLY),--apply-only) \
 		$(if $(SERIES),--series '$(SERIES)') $(if $(FAULTS),--faults)
 
 deb: series ## Debian's source package with the series (BUILD=1: the packages too, as root, an hour)
-	@scripts/deps deb
-	@scripts/overlay
-	@scripts/deb $(if $(BUILD),--binary)
+	@scripts/build/deps deb
+	@scripts/build/overlay
+	@scripts/series/deb $(if $(BUILD),--binary)
 
 check-deb: series ## the package unpacks to our files, Debian's configuration compiles them (root)
-	@scripts/deps deb
-	@scripts/overlay
-	@scripts/check-deb
+	@scripts/build/deps deb
+	@scripts/build/overlay
+	@scripts/series/check-deb
 
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
-	@scripts/deps style
-	@scripts/check-style
+	@scripts/build/deps style
+	@scripts/check/check-style
 
 base: deps ## fetch and unpack the QEMU source, as build/base
-	@scripts/fetch-base
+	@scripts/build/fetch-base
 
 deps: ## install the packages the build needs (only the missing ones)
-	@scripts/deps build
+	@scripts/build/deps build
 
 clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \

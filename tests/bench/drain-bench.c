@@ -2,7 +2,7 @@
  * How long a drain takes: of a node with many parents, and below a long chain
  *
  * It uses nothing of ours, so that it can be linked with stock QEMU's block
- * layer, too: scripts/bench-drain does both.
+ * layer, too: scripts/bench/bench-drain does both.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *

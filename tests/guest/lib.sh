@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Functions of the jobs of scripts/check-guest, in the guest.  A part's output
+# Functions of the jobs of scripts/lab/check-guest, in the guest.  A part's output
 # goes to ttyS1 as it is, between "@begin NAME" and "@end STATUS".
 
 # Kept open: lines got lost when one writer closed it while another opened it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Results of a test program in TAP, the form that scripts/check counts."""
+"""Results of a test program in TAP, the form that scripts/check/check counts."""
 
 
 class Tap:

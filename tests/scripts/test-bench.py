@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/bench and scripts/profile (TAP): statistics of known data,
+"""Tests of scripts/bench/bench and scripts/bench/profile (TAP): statistics of known data,
 and whole runs in which scripts play load generator, QEMU and perf. No build is
 needed."""
 
@@ -14,8 +14,8 @@ import tempfile
 sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
-SCRIPTS = os.path.join(TOP, "scripts")
-sys.path.insert(0, SCRIPTS)
+SCRIPTS = os.path.join(TOP, "scripts", "bench")
+sys.path[:0] = [SCRIPTS, os.path.dirname(SCRIPTS)]
 import benchbalance
 import benchnbd
 import benchreport
@@ -127,7 +127,7 @@ def results_of(figures):
 
 
 class Room:
-    """A folder with a fake of everything that scripts/bench starts."""
+    """A folder with a fake of everything that scripts/bench/bench starts."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -632,7 +632,7 @@ def readme_takes_no_failed_or_short_results(room):
         same(file.read(), README)
 
 
-## scripts/profile
+## scripts/bench/profile
 
 @test
 def functions_of_perf_report(room):
@@ -733,7 +733,7 @@ def profile_says_why_perf_failed(room):
          (1, "profile: perf record: not permitted\n"))
     done = room.profile("null-x")
     same((done.returncode, done.stderr),
-         (1, "profile: no case null-x (scripts/bench --list)\n"))
+         (1, "profile: no case null-x (scripts/bench/bench --list)\n"))
 
 
 def main():

@@ -88,7 +88,7 @@ new_qemu() {
     echo stock > "$1/hw/scsi/device.c"
 }
 
-## scripts/overlay
+## scripts/build/overlay
 
 top=$tmp/overlay
 new_top "$top"
@@ -99,7 +99,7 @@ echo ours > "$top/hw/scsi/device.c"
 echo new > "$top/hw/scsi/added.c"
 echo backup > "$top/hw/scsi/added.c~"
 base_sum=$(sum "$top/build/base")
-overlay=$top/scripts/overlay
+overlay=$top/scripts/build/overlay
 src=$top/build/src
 
 # a patch that changes line 10, and one that makes a file
@@ -193,12 +193,12 @@ check "overlay: build/src follows the base" \
 rm -rf "$top/build/base"
 refuses "overlay: no base" "make base" "$overlay"
 
-## scripts/fetch-base with QEMU_SRC
+## scripts/build/fetch-base with QEMU_SRC
 
 top=$tmp/fetch
 new_top "$top"
 qemu=$tmp/qemu
-fetch=$top/scripts/fetch-base
+fetch=$top/scripts/build/fetch-base
 export QEMU_SRC="$qemu"
 
 refuses "base: no such directory" "QEMU_SRC=$qemu is not a directory" "$fetch"
@@ -270,11 +270,11 @@ else
     echo "ok $n - base: mirror errors # SKIP no apt, dpkg-source or keyring"
 fi
 
-## scripts/deps, with an apt and a dpkg of ours
+## scripts/build/deps, with an apt and a dpkg of ours
 
 top=$tmp/deps
 new_top "$top"
-deps=$top/scripts/deps
+deps=$top/scripts/build/deps
 bin=$tmp/bin
 mkdir "$bin"
 export FAKE="$tmp/fake"
@@ -313,24 +313,24 @@ check "deps: nothing missing, apt is not run" test ! -s "$FAKE/log"
 touch "$FAKE/broken"
 refuses "deps: apt fails" "deps: " env PATH="$bin:$PATH" "$deps" style
 
-## scripts/build-qemu
+## scripts/build/build-qemu
 
 top=$tmp/build-qemu
 new_top "$top"
-build=$top/scripts/build-qemu
+build=$top/scripts/build/build-qemu
 refuses "build: no source" "no source at" "$build" ours
 refuses "build: bad JOBS" "JOBS=many is not a number" env JOBS=many "$build" ours
 refuses "build: bad FULL" "FULL=yes" env FULL=yes "$build" ours
 refuses "build: install without a build" "nothing built" "$build" install
 refuses "build: unknown word" "usage" "$build" theirs
 
-## scripts/check: counting
+## scripts/check/check: counting
 
 top=$tmp/check
 new_top "$top"
 mkdir -p "$top/build/obj/meson-info"
 touch "$top/build/obj/qemu-system-x86_64"
-runner=$top/scripts/check
+runner=$top/scripts/check/check
 # one program in the group, however many there are
 sed -i '/^UNIT = \[/,/\]/c UNIT = ["test-iothread-vq-mapping"]' "$runner"
 refuses "check: no build" "run make first" "$runner"

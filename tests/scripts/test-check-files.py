@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/check-files (TAP): which files it lets into a commit."""
+"""Tests of scripts/check/check-files (TAP): which files it lets into a commit."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ FILES = (
 
 
 def check(top):
-    run = subprocess.run([os.path.join(TOP, "scripts", "check-files"), top],
+    run = subprocess.run([os.path.join(TOP, "scripts", "check", "check-files"), top],
                          universal_newlines=True, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT)
     return run.returncode, run.stdout

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What scripts/check-guest makes of results, and its errors (TAP).
+"""What scripts/lab/check-guest makes of results, and its errors (TAP).
 
 No guest boots here: the results are made up.
 """
@@ -13,7 +13,7 @@ import tempfile
 sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
-PROGRAM = f"{TOP}/scripts/check-guest"
+PROGRAM = f"{TOP}/scripts/lab/check-guest"
 sys.path.insert(0, f"{TOP}/scripts")
 from program import load                                        # noqa: E402
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/check-sanitizer (TAP): verdicts over canned logs, and whole
+"""Tests of scripts/check/check-sanitizer (TAP): verdicts over canned logs, and whole
 runs in which shell scripts play QEMU and the test programs."""
 
 import json
@@ -12,7 +12,7 @@ import tempfile
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
-TOOL = os.path.join(TOP, "scripts", "check-sanitizer")
+TOOL = os.path.join(TOP, "scripts", "check", "check-sanitizer")
 
 OURS = "queue_run ../src/hw/scsi/virtio-scsi-vq.c:366:14"
 OURS_TOO = "scsi_req_new ../src/hw/scsi/scsi-req.c:10:2"
@@ -239,8 +239,9 @@ cat "$0.report" > "$log.$$"
 
 def make_tree(top):
     """The scripts, with programs that only play a part."""
-    for name in ("check", "check-sanitizer", "program.py", "sanitizer.py"):
-        os.makedirs(os.path.join(top, "scripts"), exist_ok=True)
+    os.makedirs(os.path.join(top, "scripts", "check"), exist_ok=True)
+    for name in ("check/check", "check/check-sanitizer", "check/sanitizer.py",
+                 "program.py"):
         shutil.copy(os.path.join(TOP, "scripts", name),
                     os.path.join(top, "scripts", name))
     write(os.path.join(top, "tests/sanitizers/tsan-base.rules"), RULES)
@@ -264,7 +265,7 @@ def make_tree(top):
 def test_runs(tests, tmp):
     top = os.path.join(tmp, "tree")
     make_tree(top)
-    tool = [os.path.join(top, "scripts/check-sanitizer"), "tsan"]
+    tool = [os.path.join(top, "scripts/check/check-sanitizer"), "tsan"]
     binary = os.path.join(top, "build/%s/qemu-system-x86_64")
 
     def reports(ours, stock):

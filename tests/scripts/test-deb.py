@@ -15,11 +15,11 @@ sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 sys.path.insert(0, TOP + "/scripts")
-import debroot
 import program
+import debroot
 from tap import Tap
 
-DEB = TOP + "/scripts/deb"
+DEB = TOP + "/scripts/series/deb"
 OLD = "10.0.13+ds-0+deb13u1"
 NEW = OLD + "+vsmq20261103"
 check_deb = program.load("check-deb")
@@ -222,9 +222,9 @@ def test_forgotten(toy):
 
 
 def test_too_much(toy):
-    """a file that a mail changes and scripts/overlay doesn't"""
+    """a file that a mail changes and scripts/build/overlay doesn't"""
     write(toy.build + "/src.manifest", "hw/a.c\n")
-    refused(toy, "hw/new.c: the series changes it, scripts/overlay doesn't")
+    refused(toy, "hw/new.c: the series changes it, scripts/build/overlay doesn't")
 
 
 def test_mails(toy):

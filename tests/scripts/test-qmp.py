@@ -20,7 +20,7 @@ import sys
 sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
-sys.path.insert(0, f"{TOP}/scripts")
+sys.path.insert(0, f"{TOP}/scripts/lab")
 import vm as lib
 from vm import OURS, STOCK, Checks, RunError, Vm, expect, fio_verified, wait_for
 

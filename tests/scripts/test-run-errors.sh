@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Errors of scripts/run and scripts/guest (TAP).  No guest boots here: a shell
+# Errors of scripts/lab/run and scripts/lab/guest (TAP).  No guest boots here: a shell
 # script plays QEMU where one is needed.
 
 if [ "$1" = --help ]; then
@@ -62,7 +62,7 @@ fake_qemu()
     rm -f "$tmp/pids"
 }
 
-run=$top/scripts/run
+run=$top/scripts/lab/run
 mkdir "$tmp/guest" "$tmp/folder"
 touch "$tmp/guest/vmlinuz" "$tmp/guest/initrd" "$tmp/empty"
 with="QEMU=$tmp/qemu GUEST=$tmp/guest"
@@ -192,7 +192,7 @@ verdict $? "stopped by a signal: QEMU is stopped too" "$tmp/err"
 }
 
 # The judgement on IOThreads, with made-up CPU times
-python3 -B - "$top/scripts" > "$tmp/out" 2>&1 <<'END'
+python3 -B - "$top/scripts/lab" > "$tmp/out" 2>&1 <<'END'
 import importlib.machinery
 import importlib.util
 import sys
@@ -246,7 +246,7 @@ END
 verdict $? "idle and busy IOThreads are told apart" "$tmp/out"
 
 # Queues that move, with made-up phases: who serves the hot queues, how busy
-python3 -B - "$top/scripts" > "$tmp/out" 2>&1 <<'END'
+python3 -B - "$top/scripts/lab" > "$tmp/out" 2>&1 <<'END'
 import sys
 sys.path.insert(0, sys.argv[1])
 from watch import Sample
@@ -272,15 +272,15 @@ verdict $? "queues that moved and that didn't are told apart" "$tmp/out"
 # The guest: no network, no space
 proxy=http://127.0.0.1:9
 refuses "no network" '^guest: error: no package lists' \
-    http_proxy=$proxy https_proxy=$proxy "$top/scripts/guest" --dir "$tmp/g"
+    http_proxy=$proxy https_proxy=$proxy "$top/scripts/lab/guest" --dir "$tmp/g"
 refuses "the guest's folder can't be made" '^guest: error: .*Not a directory' \
-    "$top/scripts/guest" --dir "$tmp/empty/g"
+    "$top/scripts/lab/guest" --dir "$tmp/empty/g"
 mkdir "$tmp/small"
 if unshare -m mount -t tmpfs -o size=8M none "$tmp/small" 2> /dev/null; then
     # shellcheck disable=SC2016
     refuses "no space" '^guest: error: no space: ' unshare -m sh -c '
         mount -t tmpfs -o size=8M none "$1" && exec "$2" --dir "$1/g"' \
-        - "$tmp/small" "$top/scripts/guest"
+        - "$tmp/small" "$top/scripts/lab/guest"
 else
     skip "no space" "needs the right to mount a small tmpfs"
 fi

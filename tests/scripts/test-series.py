@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/series (TAP): what it takes out of a file, what it says about
+"""Tests of scripts/series/series (TAP): what it takes out of a file, what it says about
 a wrong patches/SERIES, and the mails that it writes from ours."""
 
 import glob
@@ -162,12 +162,12 @@ def test_mails(tap):
     """Ours: all of it, in the form that git am takes."""
     with tempfile.TemporaryDirectory() as where:
         out = os.path.join(where, "mails")
-        run = subprocess.run([os.path.join(TOP, "scripts", "series"),
+        run = subprocess.run([os.path.join(TOP, "scripts", "series", "series"),
                               "--output", out], universal_newlines=True,
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         mails = sorted(glob.glob(out + "/*.patch"))
         if not tap.result(run.returncode == 0 and len(mails) > 2,
-                          "scripts/series writes the mails", run.stdout):
+                          "scripts/series/series writes the mails", run.stdout):
             return
         cover = series.read(mails[0])
         tap.result("*** " not in cover and "@BENCH@" not in cover

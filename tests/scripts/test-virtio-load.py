@@ -368,7 +368,7 @@ def main():
     for path in QEMU, LOAD:
         if not os.access(path, os.X_OK):
             sys.exit("test-virtio-load: can't run %s: run make and "
-                     "scripts/build-qemu tests first" % path)
+                     "scripts/build/build-qemu tests first" % path)
     tests = list(all_tests())
     print("1..%d" % len(tests))
     failed = False
