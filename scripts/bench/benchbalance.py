@@ -11,6 +11,7 @@ from benchstat import figure, ratio
 # Deep, so that the generator takes as little as it can of the CPUs.
 DEEPER = 340
 SHIFT = 5                       # seconds until another hot set
+EVEN = 60                       # seconds of even load
 # Filled with zeroes: work for the IOThread, but none for the generator
 ZEROES = json.dumps({"driver": "null-co", "size": 8 << 30, "read-zeroes": True})
 
@@ -25,7 +26,7 @@ GOALS = [
      "the same, against off, 16K of zeroes each"),
     ("shift-on", "shift-best", "iops", ">=", 0.9,
      "IOPS, hot set that changes every %d s, against the best mapping" % SHIFT),
-    ("even-on", None, "moves", "<=", 2, "even load: moves"),
+    ("even-on", None, "moves", "<=", 2, "even load: moves in %d s" % EVEN),
     ("even-on", "even-off", "iops", ">=", 0.98, "even load: IOPS"),
     ("even-on", "even-off", "cpu", "<=", 1.01, "even load: CPU per I/O"),
     ("remap", None, "more_p50", "<=", 5000,
@@ -68,8 +69,8 @@ def balance_cases(quick):
                mapping="0:0,1;1:4,5;2:2,3;3:6,7", **shift)
     yield case("shift-on", "the same, balance on", length(4 * SHIFT),
                **dict(shift, balance="on"))
-    yield case("even-off", "even load, balance off", length(3), **even)
-    yield case("even-on", "the same, balance on", length(3),
+    yield case("even-off", "even load, balance off", length(EVEN), **even)
+    yield case("even-on", "the same, balance on", length(EVEN),
                **dict(even, balance="on"))
     yield case("remap", "full load, mapping changes 5 times a second",
                length(6), remap=5, **even)
