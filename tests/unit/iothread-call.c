@@ -56,3 +56,42 @@ void iothread_release(void *opaque)
 
     qatomic_set(&hold->release, true);
 }
+
+static void coroutine_fn co_entry(void *opaque)
+{
+    IOThreadCo *co = opaque;
+
+    co->entry(co->opaque);
+    qatomic_set(&co->done, true);
+    aio_wait_kick();
+}
+
+void iothread_co_start(IOThreadCo *co, CoroutineEntry *entry, void *opaque)
+{
+    *co = (IOThreadCo) {
+        .iothread = iothread_new(),
+        .entry = entry,
+        .opaque = opaque,
+    };
+    aio_co_enter(iothread_get_aio_context(co->iothread),
+                 qemu_coroutine_create(co_entry, co));
+}
+
+void iothread_co_join(IOThreadCo *co)
+{
+    AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&co->done));
+    iothread_join(co->iothread);
+}
+
+bool coroutine_fn iothread_co_goes_on(IOThreadCo *co)
+{
+    aio_co_schedule(qemu_get_current_aio_context(), qemu_coroutine_self());
+    qemu_coroutine_yield();
+    return !qatomic_read(&co->stop);
+}
+
+void iothread_co_stop(IOThreadCo *co)
+{
+    qatomic_set(&co->stop, true);
+    iothread_co_join(co);
+}

@@ -9,6 +9,7 @@
 #ifndef TEST_IOTHREAD_CALL_H
 #define TEST_IOTHREAD_CALL_H
 
+#include "qemu/coroutine.h"
 #include "iothread.h"
 
 #define PENDING     INT_MAX     /* no result yet */
@@ -60,5 +61,46 @@ void set_result(int *ret, int value);
  * To be called in the main loop, which runs meanwhile.
  */
 int wait_result(int *ret);
+
+typedef struct IOThreadCo {
+    IOThread *iothread;
+    CoroutineEntry *entry;
+    void *opaque;
+    bool stop;          /* atomic */
+    bool done;          /* atomic */
+} IOThreadCo;
+
+/**
+ * iothread_co_start: run a coroutine in an IOThread of its own
+ * @co: uninitialised; to stay until iothread_co_join() or iothread_co_stop()
+ * @entry: what it does
+ * @opaque: its argument
+ *
+ * To be called in the main loop.
+ */
+void iothread_co_start(IOThreadCo *co, CoroutineEntry *entry, void *opaque);
+
+/**
+ * iothread_co_join: wait until the coroutine has ended by itself
+ *
+ * To be called in the main loop, which runs meanwhile.
+ */
+void iothread_co_join(IOThreadCo *co);
+
+/**
+ * iothread_co_goes_on: let bottom halves run, as an event loop does
+ *
+ * To be called in the coroutine, for each round of its loop.
+ *
+ * Returns: false as soon as iothread_co_stop() was called
+ */
+bool coroutine_fn iothread_co_goes_on(IOThreadCo *co);
+
+/**
+ * iothread_co_stop: end a coroutine that asks iothread_co_goes_on()
+ *
+ * To be called in the main loop, which runs meanwhile.
+ */
+void iothread_co_stop(IOThreadCo *co);
 
 #endif

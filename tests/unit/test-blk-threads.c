@@ -8,14 +8,13 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio-wait.h"
 #include "block/block_int.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "qemu/main-loop.h"
 #include "qobject/qdict.h"
 #include "system/block-backend.h"
-#include "iothread.h"
+#include "iothread-call.h"
 
 #define NUM_THREADS 4
 
@@ -29,10 +28,9 @@
 
 typedef struct Writer {
     BlockBackend *blk;
-    IOThread *iothread;
+    IOThreadCo co;
     unsigned index;
     unsigned rounds;
-    bool done;          /* atomic */
 } Writer;
 
 /*
@@ -52,8 +50,6 @@ static void coroutine_fn count_in_sector(void *opaque)
         buf[0] = cpu_to_le64(i + 1);
         g_assert_cmpint(blk_co_pwrite(w->blk, offset, SECTOR, buf, 0), ==, 0);
     }
-    qatomic_set(&w->done, true);
-    aio_wait_kick();
 }
 
 static BlockBackend *open_file(char *path, size_t align)
@@ -87,18 +83,11 @@ static void test_overlapping_writes(void)
     for (unsigned i = 0; i < NUM_THREADS; i++) {
         Writer *w = &writers[i];
 
-        *w = (Writer) {
-            .blk = blk,
-            .iothread = iothread_new(),
-            .index = i,
-            .rounds = ROUNDS,
-        };
-        aio_co_enter(iothread_get_aio_context(w->iothread),
-                     qemu_coroutine_create(count_in_sector, w));
+        *w = (Writer) { .blk = blk, .index = i, .rounds = ROUNDS };
+        iothread_co_start(&w->co, count_in_sector, w);
     }
     for (unsigned i = 0; i < NUM_THREADS; i++) {
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&writers[i].done));
-        iothread_join(writers[i].iothread);
+        iothread_co_join(&writers[i].co);
     }
     blk_drain(blk);
     blk_unref(blk);
@@ -125,10 +114,9 @@ static BlockDriver bdrv_grow = {
 
 typedef struct Grower {
     BlockBackend *blk;
-    IOThread *iothread;
+    IOThreadCo co;
     unsigned *next;         /* atomic: the first sector behind the image */
     unsigned short_by;      /* how often the image was shorter than written */
-    bool done;              /* atomic */
 } Grower;
 
 /* What a thread has written belongs to the image, whatever others do. */
@@ -145,8 +133,6 @@ static void coroutine_fn grow(void *opaque)
                         ==, 0);
         g->short_by += blk_getlength(g->blk) < offset + sizeof(buf);
     }
-    qatomic_set(&g->done, true);
-    aio_wait_kick();
 }
 
 static void test_growing(void)
@@ -164,17 +150,11 @@ static void test_growing(void)
     for (unsigned i = 0; i < NUM_THREADS; i++) {
         Grower *g = &growers[i];
 
-        *g = (Grower) {
-            .blk = blk,
-            .iothread = iothread_new(),
-            .next = &next,
-        };
-        aio_co_enter(iothread_get_aio_context(g->iothread),
-                     qemu_coroutine_create(grow, g));
+        *g = (Grower) { .blk = blk, .next = &next };
+        iothread_co_start(&g->co, grow, g);
     }
     for (unsigned i = 0; i < NUM_THREADS; i++) {
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&growers[i].done));
-        iothread_join(growers[i].iothread);
+        iothread_co_join(&growers[i].co);
         g_assert_cmpuint(growers[i].short_by, ==, 0);
     }
     g_assert_cmpint(blk_getlength(blk), ==, (int64_t)next * BDRV_SECTOR_SIZE);
@@ -188,10 +168,8 @@ static void test_growing(void)
 
 typedef struct Reader {
     BlockBackend *blk;
-    IOThread *iothread;
+    IOThreadCo co;
     unsigned served;        /* atomic */
-    bool stop;              /* atomic */
-    bool done;              /* atomic */
 } Reader;
 
 static void coroutine_fn read_on(void *opaque)
@@ -199,36 +177,10 @@ static void coroutine_fn read_on(void *opaque)
     Reader *r = opaque;
     uint8_t buf[SECTOR];
 
-    while (!qatomic_read(&r->stop)) {
+    do {
         g_assert_cmpint(blk_co_pread(r->blk, 0, SECTOR, buf, 0), ==, 0);
         qatomic_inc(&r->served);
-        /* Let bottom halves run, as an event loop does. */
-        aio_co_schedule(qemu_get_current_aio_context(),
-                        qemu_coroutine_self());
-        qemu_coroutine_yield();
-    }
-    qatomic_set(&r->done, true);
-    aio_wait_kick();
-}
-
-static void start_readers(Reader *readers, BlockBackend *blk)
-{
-    for (unsigned i = 0; i < NUM_THREADS; i++) {
-        Reader *r = &readers[i];
-
-        *r = (Reader) { .blk = blk, .iothread = iothread_new() };
-        aio_co_enter(iothread_get_aio_context(r->iothread),
-                     qemu_coroutine_create(read_on, r));
-    }
-}
-
-static void stop_readers(Reader *readers)
-{
-    for (unsigned i = 0; i < NUM_THREADS; i++) {
-        qatomic_set(&readers[i].stop, true);
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&readers[i].done));
-        iothread_join(readers[i].iothread);
-    }
+    } while (iothread_co_goes_on(&r->co));
 }
 
 #define NOPOLL_ROUNDS   1000
@@ -256,7 +208,10 @@ static void test_drain_nopoll(void)
 
     qdict_put_str(options, "driver", "null-co");
     blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
-    start_readers(readers, blk);
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        readers[i] = (Reader) { .blk = blk };
+        iothread_co_start(&readers[i].co, read_on, &readers[i]);
+    }
     for (unsigned round = 0; round < NOPOLL_ROUNDS; round++) {
         /* As bdrv_graph_wrlock() does */
         bdrv_drain_all_begin_nopoll();
@@ -265,7 +220,9 @@ static void test_drain_nopoll(void)
             expect_progress(&readers[i]);
         }
     }
-    stop_readers(readers);
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        iothread_co_stop(&readers[i].co);
+    }
     blk_unref(blk);
 }
 

@@ -9,14 +9,13 @@
 
 #include "qemu/osdep.h"
 #include "block/accounting.h"
-#include "block/aio-wait.h"
 #include "block/block_int.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
 #include "qemu/thread-shard.h"
 #include "qobject/qdict.h"
 #include "system/block-backend.h"
-#include "iothread.h"
+#include "iothread-call.h"
 
 #define NUM_THREADS 4
 
@@ -146,10 +145,8 @@ static char *make_file(size_t size)
 
 typedef struct Reader {
     BlockBackend *blk;
-    IOThread *iothread;
+    IOThreadCo co;
     unsigned in_flight;     /* atomic */
-    bool stop;              /* atomic */
-    bool done;              /* atomic */
 } Reader;
 
 static void coroutine_fn read_on(void *opaque)
@@ -157,7 +154,7 @@ static void coroutine_fn read_on(void *opaque)
     Reader *r = opaque;
     uint8_t buf[SECTOR];
 
-    while (!qatomic_read(&r->stop)) {
+    do {
         QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, SECTOR);
 
         /* As the requests of a device: counted until they are dealt with */
@@ -166,33 +163,7 @@ static void coroutine_fn read_on(void *opaque)
         g_assert_cmpint(blk_co_preadv_counted(r->blk, 0, &qiov, 0), ==, 0);
         qatomic_dec(&r->in_flight);
         blk_dec_in_flight(r->blk);
-        /* Let bottom halves run, as an event loop does. */
-        aio_co_schedule(qemu_get_current_aio_context(),
-                        qemu_coroutine_self());
-        qemu_coroutine_yield();
-    }
-    qatomic_set(&r->done, true);
-    aio_wait_kick();
-}
-
-static void start_readers(Reader *readers, BlockBackend *blk)
-{
-    for (unsigned i = 0; i < NUM_THREADS; i++) {
-        Reader *r = &readers[i];
-
-        *r = (Reader) { .blk = blk, .iothread = iothread_new() };
-        aio_co_enter(iothread_get_aio_context(r->iothread),
-                     qemu_coroutine_create(read_on, r));
-    }
-}
-
-static void stop_readers(Reader *readers)
-{
-    for (unsigned i = 0; i < NUM_THREADS; i++) {
-        qatomic_set(&readers[i].stop, true);
-        AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_read(&readers[i].done));
-        iothread_join(readers[i].iothread);
-    }
+    } while (iothread_co_goes_on(&r->co));
 }
 
 static void test_drain(void)
@@ -201,7 +172,10 @@ static void test_drain(void)
     BlockBackend *blk = open_file(path);
     Reader readers[NUM_THREADS];
 
-    start_readers(readers, blk);
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        readers[i] = (Reader) { .blk = blk };
+        iothread_co_start(&readers[i].co, read_on, &readers[i]);
+    }
     for (unsigned round = 0; round < ROUNDS; round++) {
         BlockDriverState *bs = blk_bs(blk);
 
@@ -218,7 +192,9 @@ static void test_drain(void)
         bdrv_drained_end(bs);
         aio_poll(qemu_get_aio_context(), false);
     }
-    stop_readers(readers);
+    for (unsigned i = 0; i < NUM_THREADS; i++) {
+        iothread_co_stop(&readers[i].co);
+    }
     blk_unref(blk);
     g_assert_cmpint(unlink(path), ==, 0);
 }
