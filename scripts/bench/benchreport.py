@@ -266,11 +266,6 @@ def markdown(results, parts):
         "## %s\n\n%s" % (title, body) for title, body in parts if body])
 
 
-def text(results, parts):
-    return "\n".join([heading(results)] + [
-        "%s\n\n%s" % (title, body) for title, body in parts if body])
-
-
 # --------------------------------------------------------------------- README
 
 def short_heading(results):

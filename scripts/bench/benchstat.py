@@ -8,6 +8,7 @@ cancels out. The median of these ratios is what counts.
 """
 
 import collections
+import statistics
 
 Summary = collections.namedtuple("Summary", "median low high count")
 Goal = collections.namedtuple(
@@ -56,22 +57,12 @@ GOALS = [
 ]
 
 
-def median(values):
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    if not ordered:
-        raise ValueError("median of nothing")
-    if len(ordered) % 2:
-        return ordered[middle]
-    return (ordered[middle - 1] + ordered[middle]) / 2
-
-
 def summary(values):
     """Median, lowest and highest; None of no values."""
     values = list(values)
     if not values:
         return None
-    return Summary(median(values), min(values), max(values), len(values))
+    return Summary(statistics.median(values), min(values), max(values), len(values))
 
 
 def by_round(results, case, subject, metric):
@@ -106,19 +97,6 @@ def judge(results, wanted):
                    else found.median >= wanted.limit)
 
 
-def line(points):
-    """(a, b) of the least-squares line y = a + b x."""
-    points = list(points)
-    if len({x for x, _ in points}) < 2:
-        raise ValueError("a line needs two different x")
-    count = len(points)
-    mean_x = sum(x for x, _ in points) / count
-    mean_y = sum(y for _, y in points) / count
-    slope = (sum((x - mean_x) * (y - mean_y) for x, y in points)
-             / sum((x - mean_x) ** 2 for x, _ in points))
-    return mean_y - slope * mean_x, slope
-
-
 def cost(results, subject, counts, case="null-%d", metric="cpu"):
     """Summaries of a and b in: CPU per I/O = a + b x IOThreads.
 
@@ -127,7 +105,9 @@ def cost(results, subject, counts, case="null-%d", metric="cpu"):
     """
     figures = {n: by_round(results, case % n, subject, metric) for n in counts}
     rounds = set.intersection(*(set(f) for f in figures.values()))
-    lines = [line((n, figures[n][i]) for n in counts) for i in sorted(rounds)]
+    lines = [statistics.linear_regression(counts, [figures[n][i] for n in counts])
+             for i in sorted(rounds)]
     if not lines:
         return None
-    return summary(a for a, _ in lines), summary(b for _, b in lines)
+    return (summary(line.intercept for line in lines),
+            summary(line.slope for line in lines))

@@ -176,21 +176,6 @@ def place(pc):
     return "%s %s:%d" % (block.function, file, where.line)
 
 
-def function(pc):
-    """The function of an address that perf would name as well."""
-    text = gdb.execute("info symbol %d" % pc, to_string=True)
-    return text.split()[0] if " in section " in text else "?"
-
-
-def functions(seen, ios):
-    """[[function, instructions per I/O]], most first."""
-    found = collections.Counter()
-    for s in seen:
-        for pc, count in s.executed.items():
-            found[function(pc)] += count / ios
-    return found.most_common()
-
-
 def shared(seen):
     """What threads do to lines that one writes and another touches."""
     written = [lines_of(s.writes) for s in seen]
@@ -233,7 +218,6 @@ def main():
     result = {"ios": ios,
               "instructions": sum(sum(s.executed.values())
                                   for s in seen) / ios,
-              "functions": functions(seen, ios),
               "locked": sum(sum(s.locked.values()) for s in seen) / ios,
               "lines": shared(seen)}
     with open(os.environ["LINES_OUT"], "w", encoding="utf-8") as file:
