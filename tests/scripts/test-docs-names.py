@@ -34,7 +34,8 @@ TESTS = {
 }
 TEST = re.compile(r"/?(?:virtio-scsi-(?:mq|stress)|scsi-\w+|block-shards|"
                   r"iothread-vq-mapping)/[\w/-]*$")
-SOURCE = re.compile(r"\.(c|h|inc|py|sh|json|build|patch)$|(^|/)scripts/[\w-]+$")
+SOURCE = re.compile(r"\.(c|h|inc|py|sh|json|build|patch)$"
+                    r"|(^|/)scripts/(\w+/)?[\w-]+$")
 FILE = re.compile(r"[\w.*-]+\.(?:c|h|py|sh|rst|rules|patch|json|job|build)$")
 NAME = r"[A-Za-z_]\w*"
 TARGET = re.compile(r"make ([a-z-]+)(?: [A-Z_]+=\S+)*$")
