@@ -20,10 +20,10 @@ FILES = (
     ("empty", b"", None),
     ("just.txt", MEGABYTE * b"x", None),
     ("large.txt", (MEGABYTE + 1) * b"x", "more than 1 MB"),
-    ("core", b"\x7fELF\2\1\1" + 9 * b"\0" + b"\4\0", "a core dump"),
-    ("core.big", b"\x7fELF\2\2\1" + 9 * b"\0" + b"\0\4", "a core dump"),
-    ("qemu", b"\x7fELF\2\1\1" + 9 * b"\0" + b"\3\0", "a program"),
-    ("white space\n.img", b"QFI\xfb\0\0\0\3", "binary"),
+    ("core", b"\x7fELF\2\1\1" + 9 * b"\0" + b"\4\0", "binary"),
+    ("core.big", b"\x7fELF\2\2\1" + 9 * b"\0" + b"\0\4", "binary"),
+    ("qemu", b"\x7fELF\2\1\1" + 9 * b"\0" + b"\3\0", "binary"),
+    ("white space.img", b"QFI\xfb\0\0\0\3", "binary"),
 )
 
 
