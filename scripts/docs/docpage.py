@@ -312,22 +312,15 @@ def list_checks(manual, pages, folder):
     ]
 
 
-def run_checks(manual, pages):
-    """(passed, failed)"""
-    passed = failed = 0
+def run_checks(results, manual, pages):
     with tempfile.TemporaryDirectory(prefix="docs-") as folder:
         make_images(folder)
         for name, function, args in list_checks(manual, pages, folder):
             try:
                 function(*args)
-                passed += 1
-                print(f"ok {passed + failed + 1} - {name}", flush=True)
-                continue
+                why = ""
             except (Wrong, QMPError, OSError, ET.ParseError) as error:
                 why = str(error)
             except Exception:
                 why = traceback.format_exc()
-            failed += 1
-            print(f"not ok {passed + failed + 1} - {name}\n#   "
-                  + why.strip().replace("\n", "\n#   "), flush=True)
-    return passed, failed
+            results.add(not why, name, why)

@@ -333,6 +333,8 @@ touch "$top/build/obj/qemu-system-x86_64"
 runner=$top/scripts/check/check
 # one program in the group, however many there are
 sed -i '/^UNIT = \[/,/\]/c UNIT = ["test-iothread-vq-mapping"]' "$runner"
+mkdir -p "$top/build/obj/pyvenv/bin"
+ln -s "$(command -v meson)" "$top/build/obj/pyvenv/bin/meson"
 refuses "check: no build" "run make first" "$runner"
 ln -s obj/qemu-system-x86_64 "$top/build/qemu-system-x86_64"
 refuses "check: no tests configured" "intro-tests.json is missing" "$runner"
@@ -357,6 +359,12 @@ counts() {
 }
 counts "all pass" "2 passed, 0 failed, 0 skipped" \
     'echo 1..2' 'echo ok 1 /a' 'echo ok 2 /b'
+mkdir -p "$top/tests/scripts"
+cp "$tmp/program" "$top/tests/scripts/one.sh"
+"$runner" --only unit --only scripts > "$out" 2>&1
+check "check: two groups" \
+    test "$(tail -n 1 "$out")" = "4 passed, 0 failed, 0 skipped"
+rm "$top/tests/scripts/one.sh"
 counts "one fails" "1 passed, 1 failed, 0 skipped" \
     'echo 1..2' 'echo ok 1 /a' 'echo not ok 2 /b' 'exit 1'
 counts "failure with exit status 0" "0 passed, 1 failed, 0 skipped" \
@@ -374,6 +382,12 @@ counts "says nothing" "0 passed, 1 failed, 0 skipped" 'exit 0'
 counts "exit status only" "1 passed, 1 failed, 0 skipped" \
     'echo 1..1' 'echo ok 1 /a' 'exit 3'
 counts "bails out" "0 passed, 1 failed, 0 skipped" 'echo Bail out! no'
+says "check: what it said is shown" "| Bail out! no"
+sed -i 's/^TIMEOUT_FACTOR = .*/TIMEOUT_FACTOR = 0.1/
+        s/^MIN_TIMEOUT = .*/MIN_TIMEOUT = 1/' "$top/scripts/check/mesontest.py"
+counts "hangs" "1 passed, 1 failed, 0 skipped" \
+    'echo 1..2' 'echo ok 1 /a' 'sleep 600'
+says "check: a hang is called one" "(hung: stopped after"
 "$runner" --only qtest > "$out" 2>&1
 result $(($? != 1)) "check: missing test programs fail"
 "$runner" --only scripts > "$out" 2>&1

@@ -240,8 +240,8 @@ cat "$0.report" > "$log.$$"
 def make_tree(top):
     """The scripts, with programs that only play a part."""
     os.makedirs(os.path.join(top, "scripts", "check"), exist_ok=True)
-    for name in ("check/check", "check/check-sanitizer", "check/sanitizer.py",
-                 "program.py"):
+    for name in ("check/check-sanitizer", "check/mesontest.py",
+                 "check/sanitizer.py", "results.py"):
         shutil.copy(os.path.join(TOP, "scripts", name),
                     os.path.join(top, "scripts", name))
     write(os.path.join(top, "tests/sanitizers/tsan-base.rules"), RULES)
@@ -258,6 +258,8 @@ def make_tree(top):
     write(os.path.join(obj, "meson-info/intro-tests.json"), json.dumps(tests))
     write(os.path.join(obj, "qemu-system-x86_64"), "")
     os.symlink("obj/qemu-system-x86_64", os.path.join(build, "qemu-system-x86_64"))
+    os.makedirs(os.path.join(obj, "pyvenv/bin"))
+    os.symlink(shutil.which("meson"), os.path.join(obj, "pyvenv/bin/meson"))
     for name in ("tsan", "stock-tsan"):
         write(os.path.join(build, name, "qemu-system-x86_64"), QEMU, 0o755)
 
@@ -273,7 +275,7 @@ def test_runs(tests, tmp):
         write(binary % "stock-tsan" + ".report", stock)
 
     reports("", race([OURS], [LOOP]))
-    tests.expect("a run without reports of ours", tool, 0, " seen",
+    tests.expect("a run without reports of ours", tool, 0, "ok - canary",
                  "4 passed, 0 failed, 0 skipped")
     tests.expect("two scenarios of 77 operations", tool + ["--ops", "77"], 0,
                  " 77 ", "4 passed, 0 failed, 0 skipped")
@@ -294,7 +296,7 @@ def test_runs(tests, tmp):
     for name, setting, text, last in (
             ("no operation was done", "FAKE_OPS=0", "no operations",
              "1 passed, 2 failed, 0 skipped"),
-            ("a test fails", "FAKE_RESULT=not ok 1 it", "not ok: it",
+            ("a test fails", "FAKE_RESULT=not ok 1 it", "not ok: one it",
              "1 passed, 2 failed, 0 skipped"),
             ("a test skips", "FAKE_RESULT=ok 1 it # SKIP why", "skipped:",
              "1 passed, 0 failed, 2 skipped")):
