@@ -63,4 +63,19 @@ EOF
     echo "$apt_dir/apt.conf"
 }
 
+# from_mirrors main|security NAME LINES COMMAND...: run COMMAND with the lists
+# of this machine's mirrors, one after the other, until it succeeds; LINES are
+# sources without their URI, and $conf is what apt-get -c wants
+from_mirrors() {
+    apt_uris=$(debian_uris "$1")
+    apt_name=$2 apt_lines=$3
+    shift 3
+    for uri in $apt_uris; do
+        conf=$(apt_setup "$apt_name" "$(printf '%s\n' "$apt_lines" |
+            sed "s|^deb[^ ]* |&[signed-by=$keyring] $uri |")")
+        apt-get -c "$conf" update -q --error-on=any && "$@" && return 0
+    done
+    return 1
+}
+
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
