@@ -21,9 +21,9 @@ sys.path.insert(2, f"{TOP}/tests/functional")
 from program import load
 from watch import (EmulatorFault, RunError, iothread_times, read_threads,
                    say)
-from guest_shell import (FAULT, STALL, GuestShell, expect, fio_verified,
+from guest_shell import (ATTEMPTS, FAULT, STALL, GuestShell, expect, fio_verified,
                          wait_for)
-from virtio_scsi_guest import ATTEMPTS, BOOT_LIMIT, GuestMachine
+from virtio_scsi_guest import BOOT_LIMIT, GuestMachine
 from qemu.qmp import QMPError
 
 Skip = unittest.SkipTest

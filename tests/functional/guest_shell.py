@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A shell in a Linux guest that a migration doesn't end, and CPU time of QEMU's
-threads.
+"""A Linux guest's command line, a shell in it that a migration doesn't end, and
+CPU time of QEMU's threads.
 
 The guest's init reads lines "NUMBER LENGTH COMMAND" from a serial port.  A
 line that has another length was cut: it answers "@again NUMBER".  If the number
@@ -14,6 +14,7 @@ This module needs nothing of QEMU's.
 """
 
 import collections
+import itertools
 import os
 import re
 import select
@@ -22,6 +23,7 @@ import socket
 import time
 
 RESEND = 10                     # seconds; an answer may get lost in migration
+ATTEMPTS = 3
 REPLY_LIMIT = 120               # seconds for a command, if none is given
 WORK = 0.001                    # seconds of CPU time that are more than waking
 # What a guest's kernel says if a vCPU gets no CPU time
@@ -55,6 +57,45 @@ def wait_for(what, function, limit=60, step=0.2):
             return result
         expect(time.monotonic() <= end, f"no {what} in {limit} s")
         time.sleep(step)
+
+
+def accelerator():
+    """(QEMU's options, why these): /dev/kvm may open on a CPU that can't."""
+    tcg = ["-accel", "tcg,thread=multi", "-cpu", "qemu64"]
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
+        able = re.search(r"^flags\s*:.*\b(vmx|svm)\b", f.read(), re.M)
+    if not able:
+        return tcg, "TCG: this CPU shows neither vmx nor svm"
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return tcg, f"TCG: can't open /dev/kvm: {error.strerror}"
+    return (["-accel", "kvm", "-cpu", "host"],
+            f"KVM: the CPU has {able.group(1)} and /dev/kvm opens")
+
+
+def guest_options(guest, console, agent, vcpus, memory):
+    """QEMU's options for a guest from the folder guest, with a file for its
+    console and a Unix socket for its shell."""
+    return accelerator()[0] + [
+        "-smp", str(vcpus), "-m", memory, "-nodefaults", "-no-reboot",
+        "-name", "debug-threads=on",
+        "-kernel", f"{guest}/vmlinuz", "-initrd", f"{guest}/initrd",
+        "-append", "console=ttyS0 mitigations=off panic=-1 job=agent",
+        "-serial", f"file:{console}",
+        "-chardev", f"socket,id=agent,path={agent},server=on,wait=off",
+        "-serial", "chardev:agent"]
+
+
+def repeated(function, tell):
+    """The result of function(), which must get through without such a fault."""
+    for _ in range(ATTEMPTS):
+        try:
+            return function()
+        except EmulatorFault as fault:
+            tell(f"fault of the emulator, run does not count: {fault}")
+    raise GuestError(f"the emulator failed {ATTEMPTS} times; is the host "
+                     "overloaded?")
 
 
 class GuestShell:
@@ -195,7 +236,13 @@ def fio_verified(disk, queues, seconds, region="64M", extra=""):
             f"--group_reporting --output-format=terse {extra}").strip()
 
 
-# -------------------------------------------------------- threads on the host
+# ------------------------------------------------ what a load does to the host
+
+def interrupts(lines):
+    """How often each queue has interrupted the guest, from /proc/interrupts."""
+    return [sum(map(int, itertools.takewhile(str.isdigit, s.split()[1:])))
+            for s in lines if re.search(r"virtio\d+-request", s)]
+
 
 def read_threads(pid):
     """{tid: Thread} with CPU times in seconds."""
@@ -244,3 +291,43 @@ def is_iothread(thread):
 def iothread_times(threads):
     """{iothread's id: Thread}; QEMU must run with -name debug-threads=on."""
     return {t.name[3:]: t for t in threads if is_iothread(t)}
+
+
+class Sample:
+    """What a load on one disk has done so far: requests, interrupts of each
+    queue, CPU time of QEMU's threads."""
+
+    def __init__(self, vm, disk="sda"):
+        stat, *lines = vm.shell.run(f"cat /sys/block/{disk}/stat; "
+                                    "grep virtio /proc/interrupts")
+        self.time = time.monotonic()
+        self.threads = read_threads(vm.get_pid())
+        fields = stat.split()
+        self.done = int(fields[0]) + int(fields[4])
+        self.interrupts = interrupts(lines)
+
+    def since(self, first):
+        """Interrupts of each queue since then."""
+        return [b - a for a, b in zip(first.interrupts, self.interrupts)]
+
+
+def judge_cpu(queues, times, share=len):
+    """What is wrong with the CPU time of IOThreads: iothread0, which serves
+    queues[0], and so on.
+
+    It must fit the share that the queues have of the load; a tenth of that is
+    still clearly work.  One without queues sleeps from start to end.
+    """
+    total = sum(t.cpu for t in times.values())
+    for i, vqs in enumerate(queues):
+        name = f"iothread{i}"
+        if name not in times:
+            yield f'QEMU has no thread "IO {name}"'
+            continue
+        used = times[name].cpu
+        told = f"({1000 * used:.1f} of {1000 * total:.1f} ms CPU)"
+        if not vqs and used > max(WORK, 0.02 * total):
+            yield f"{name} has no queue but worked {told}"
+        if vqs and used < max(WORK, 0.1 * total * share(vqs)
+                              / share(sum(queues, []))):
+            yield f"{name} has queues {vqs} but did no work {told}"

@@ -323,13 +323,6 @@ class Guest:
         return wait_for(f"LUN {lun} in the guest", lambda: self.get().shell.run(
             f"ls /sys/bus/scsi/devices/*:0:0:{lun}/block || true"), 60)[0]
 
-    def interrupts(self):
-        """How often each queue has interrupted."""
-        lines = self.get().shell.run(
-            "grep -E 'virtio[0-9]+-request' /proc/interrupts")
-        return [sum(int(n) for n in text.split()[1:QUEUES + 1])
-                for text in lines]
-
     def done(self, lun):
         """Reads and writes that the guest has completed."""
         words = self.get().shell.run(
@@ -362,9 +355,10 @@ class Guest:
 @contextlib.contextmanager
 def all_work(guest):
     """What runs inside must use each queue and each IOThread."""
-    before, irqs = guest.get().iothread_seconds(), guest.interrupts()
+    vm = guest.get()
+    before, irqs = vm.iothread_seconds(), vm.interrupts()
     yield
-    after, later = guest.get().iothread_seconds(), guest.interrupts()
+    after, later = vm.iothread_seconds(), vm.interrupts()
     expect(len(later) == QUEUES, f"the guest has {len(later)} queues")
     for i, (old, new) in enumerate(zip(irqs, later)):
         expect(new > old, f"queue {i} never interrupted the guest")

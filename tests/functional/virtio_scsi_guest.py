@@ -16,21 +16,11 @@ import tempfile
 import unittest
 
 from guest_shell import (EmulatorFault, FAULT, GuestError, GuestShell, STALL,
-                         expect, iothread_times, read_threads)
+                         expect, guest_options, interrupts, iothread_times,
+                         read_threads, repeated)
 from qemu.machine import QEMUMachine
-from qemu.utils import kvm_available
 
-ATTEMPTS = 3
 BOOT_LIMIT = 180                # seconds, generous
-
-
-def accelerator(binary):
-    """KVM where it works: /dev/kvm may open on a CPU that can't."""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
-        able = re.search(r"^flags\s*:.*\b(vmx|svm)\b", f.read(), re.M)
-    if able and kvm_available("x86_64", binary):
-        return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi", "-cpu", "qemu64"]
 
 
 class GuestMachine(QEMUMachine):
@@ -42,35 +32,35 @@ class GuestMachine(QEMUMachine):
 
     number = 0                  # in the names of logs
 
-    def __init__(self, binary, label, args, logs, vcpus=4, memory="256M"):
+    def __init__(self, binary, label, args, logs=None, vcpus=4, memory="256M"):
         # The path of a Unix socket must be short.
         self.folder = tempfile.mkdtemp(prefix="guest-")
         self.label = label
         GuestMachine.number += 1
         name = f"{GuestMachine.number:02}-{label}"
+        logs = logs or self.folder
         self.console = f"{logs}/{name}.console"
         self.errors = f"{logs}/{name}.log"
         self.shell = GuestShell(f"{self.folder}/agent")
         self.shell.alarm = self.check_alive
         self.excused = None         # pattern of what QEMU may complain of
-        guest = os.environ["QEMU_TEST_GUEST"]
-        common = accelerator(binary) + [
-            "-smp", str(vcpus), "-m", memory, "-nodefaults", "-no-reboot",
-            "-name", "debug-threads=on",
-            "-kernel", f"{guest}/vmlinuz", "-initrd", f"{guest}/initrd",
-            "-append", "console=ttyS0 mitigations=off panic=-1 job=agent",
-            "-serial", f"file:{self.console}", "-chardev",
-            f"socket,id=agent,path={self.shell.path},server=on,wait=off",
-            "-serial", "chardev:agent"]
+        self.options = guest_options(os.environ["QEMU_TEST_GUEST"],
+                                     self.console, self.shell.path, vcpus,
+                                     memory) + list(args)
         # Whatever ends this program ends QEMU.
-        super().__init__(binary, common + list(args),
+        super().__init__(binary, self.options,
                          wrapper=("setpriv", "--pdeathsig", "KILL"),
                          name=name, base_temp_dir=self.folder, log_dir=logs)
 
-    def boot(self):
+    def boot(self, limit=BOOT_LIMIT):
         """Launch, and wait until the guest answers."""
         self.start()
-        self.shell.run("true", BOOT_LIMIT)
+        try:
+            self.shell.run("true", limit)
+        except GuestError as error:
+            self.check_alive()
+            raise GuestError(f"{self.label}: no boot: {error}"
+                             + self.tail()) from None
         return self
 
     def start(self):
@@ -79,8 +69,9 @@ class GuestMachine(QEMUMachine):
             self.launch()
         except Exception as error:
             self.check_fault()
-            raise GuestError(f"{self.label}: QEMU did not start: "
-                             f"{self.last_words() or error}") from None
+            said = (self.messages() or [error])[-1]
+            raise GuestError(f"{self.label}: QEMU ended with status "
+                             f"{self.exitcode()}: {said}") from None
 
     @staticmethod
     def lines_of(path):
@@ -95,7 +86,12 @@ class GuestMachine(QEMUMachine):
         return self.lines_of(self.errors)
 
     def last_words(self):
-        return (self.messages() or [""])[-1]
+        return (self.messages() or ["no message"])[-1]
+
+    def tail(self):
+        """The end of the guest's console, to follow an error."""
+        return "; the console says last:" + "".join(
+            f"\n    | {s}" for s in self.lines_of(self.console)[-15:])
 
     def check_fault(self):
         """Known faults of multi-threaded TCG are no verdict on the device."""
@@ -108,8 +104,8 @@ class GuestMachine(QEMUMachine):
 
     def check_alive(self):
         self.check_fault()
-        expect(self.is_running(), f"{self.label}: QEMU ended, status "
-               f"{self.exitcode()}: {self.last_words()}")
+        expect(self.is_running(), f"{self.label}: QEMU ended with status "
+               f"{self.exitcode()}: {self.last_words()}{self.tail()}")
 
     def command(self, name, **arguments):
         """A QMP command's return value; arguments with _ for -."""
@@ -128,6 +124,10 @@ class GuestMachine(QEMUMachine):
     def status(self):
         return self.command("query-status")["status"]
 
+    def interrupts(self):
+        """How often each queue has interrupted."""
+        return interrupts(self.shell.run("cat /proc/interrupts"))
+
     def iothread_seconds(self):
         """{iothread's id: seconds of CPU so far}"""
         threads = list(read_threads(self.get_pid()).values())
@@ -139,13 +139,21 @@ class GuestMachine(QEMUMachine):
             self.shutdown(hard=False, timeout=60)
         except Exception as error:
             self.check_fault()
-            raise GuestError(f"{self.label}: no orderly end: "
-                             f"{self.last_words() or error}") from None
+            said = (self.messages() or [error])[-1]
+            raise GuestError(f"{self.label}: no orderly end: {said}") from None
         expect(self.exitcode() == 0, f"{self.label}: QEMU ended with status "
                f"{self.exitcode()}: {self.last_words()}")
         said = [s for s in self.messages()
                 if not (self.excused and re.search(self.excused, s))]
         expect(not said, f"{self.label}: QEMU says: {' / '.join(said)}")
+
+    def __exit__(self, kind, *_):
+        """Before an error: was it a fault of the emulator?"""
+        try:
+            if kind and issubclass(kind, Exception):
+                self.check_fault()
+        finally:
+            self.discard()
 
     def discard(self):
         """End it in any way; its logs stay."""
@@ -159,20 +167,13 @@ class GuestMachine(QEMUMachine):
 
 def repeated_after_fault(test):
     """Decorates a test: a fault of the emulator is told, and the test repeated.
-
-    It passes only if it gets through without such a fault.
     """
     @functools.wraps(test)
     def run(self, *args):
-        for left in range(ATTEMPTS - 1, -1, -1):
-            try:
-                return test(self, *args)
-            except EmulatorFault as fault:
-                self.log.warning("fault of the emulator: %s", fault)
-                print(f"# {self.id()}: fault of the emulator, run does not "
-                      f"count: {fault}", flush=True)
-                if not left:
-                    raise
+        def tell(text):
+            self.log.warning(text)
+            print(f"# {self.id()}: {text}", flush=True)
+        return repeated(lambda: test(self, *args), tell)
     return run
 
 
