@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a guest of scripts/lab/guest in QEMU and watch it from the host.
+"""Run a guest of scripts/lab/guest in QEMU and watch it from the host: left for
+scripts/lab/check-guest, guestjob.py, guesttools.py, libvirtd.py and vm.py, until
+they use tests/functional/guest_shell.py.
 
 Watch reads the guest's console (QEMU's standard output) and its "@" lines
 (second serial port, QEMU's standard error; see guest-init), samples the CPU
@@ -10,11 +12,9 @@ fell over a fault of the emulator.
 
 import collections
 import ctypes
-import json
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,93 +22,47 @@ import time
 TOP = os.path.abspath(f"{__file__}/../../..")
 sys.path.append(f"{TOP}/tests/functional")
 from guest_shell import (EmulatorFault, GuestError as RunError, STALL, Thread,
-                         difference, is_iothread, iothread_times, read_threads)
+                         accelerator, difference, iothread_times, judge_cpu,
+                         read_threads)
 
 SILENCE = 60                    # seconds without a sign of life from a guest
-Sample = collections.namedtuple("Sample", "time reads threads queues")
+Config = collections.namedtuple("Config", "name title queues device")
 
 
 def say(text=""):
     print(text, flush=True)
 
 
-class QueueView:
-    """What QEMU tells of virtio-scsi's queues, by its QMP socket.
-
-    Stock QEMU has no such command, and a QEMU that has just died tells
-    nothing; then there is no view, and nobody has to wait for it.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        self.socket = self.stream = None
-
-    def connect(self):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(10)
-        self.socket.connect(self.path)
-        self.stream = self.socket.makefile("rw", encoding="utf-8")
-        self.stream.readline()          # the greeting
-        self.execute("qmp_capabilities")
-
-    def ask(self, command, **arguments):
-        """The reply to a command."""
-        self.stream.write(json.dumps({"execute": command,
-                                      "arguments": arguments}) + "\n")
-        self.stream.flush()
-        while True:
-            line = self.stream.readline()
-            if not line:
-                raise OSError("QEMU has closed its QMP socket")
-            reply = json.loads(line)
-            if "return" in reply or "error" in reply:
-                return reply
-
-    def execute(self, command):
-        """The value that it returns; None if there is no such command."""
-        return self.ask(command).get("return")
-
-    def read(self):
-        """[queue of the first device], or None."""
-        if not self.path:
-            return None
-        try:
-            if not self.stream:
-                self.connect()
-            devices = self.execute("x-query-virtio-scsi-queues")
-        except (OSError, ValueError):
-            devices = None
-        if not devices:
-            self.close()
-            self.path = None
-            return None
-        return devices[0]["queues"]
-
-    def close(self):
-        if self.stream:
-            self.stream.close()
-        if self.socket:
-            self.socket.close()
-        self.socket = self.stream = None
+def choose_accelerator():
+    """(accelerator options, what to tell)"""
+    words, why = accelerator()
+    return [" ".join(words[:2]), " ".join(words[2:])], why
 
 
-def queue_difference(first, last):
-    """[queue], with counters of the time between two samples, or None."""
-    if not first or not last:
-        return None
-    counters = ("submitted", "bytes-read", "bytes-written", "kicks",
-                "interrupts")
-    return [dict(new, **{c: new[c] - old[c] for c in counters})
-            for old, new in zip(first, last)]
+def judge_iothreads(config, times):
+    return judge_cpu(config.queues, times)
+
+
+def judge_queues(config, facts):
+    """The guest's view: number of queues, and that it used every one."""
+    total = sum(len(vqs) for vqs in config.queues)
+    line = (facts["queues"] or [""])[0]
+    if f" {total}/0/0 default/read/poll queues" not in line:
+        yield f"the guest did not report {total}/0/0 queues"
+    if facts["mq"][0].split() != [str(i) for i in range(total)]:
+        yield f"the guest lists queues {facts['mq'][0]}, not {total}"
+    before, after = ([int(n) for n in s.split()] for s in facts["irqs"][:2])
+    if len(before) != total or len(after) != total:
+        yield f"the guest has {len(after)} queue interrupts, not {total}"
+    for i, (old, new) in enumerate(zip(before, after)):
+        if new <= old:
+            yield f"queue {i} never interrupted the guest"
 
 
 class Watch:
-    """One QEMU process: reads its two serial ports and takes samples.
+    """One QEMU process: reads its two serial ports."""
 
-    @qmp is the path of its QMP socket, if it has one.
-    """
-
-    def __init__(self, lines, setup, qmp=None):
+    def __init__(self, lines, setup):
         self.limit = 120 + 15 * setup.vcpus     # seconds to boot
         self.cap = 2 * self.limit + 3 * setup.runtime
         self.tcg = "tcg" in setup.accel[0]
@@ -118,7 +72,6 @@ class Watch:
         self.samples = []
         self.start = self.heard = self.moved = time.monotonic()
         self.shown = 0
-        self.view = QueueView(qmp)
         libc = ctypes.CDLL(None)
         # Dies with this program even where nobody can catch the signal.
         self.proc = subprocess.Popen(
@@ -147,38 +100,8 @@ class Watch:
             self.facts[word].append(rest)
             if word == "error:":
                 raise RunError(f"guest: {rest}")
-            if word in ("tick", "end"):
-                self.tick(int(rest), word == "end")
         elif text:
             self.stderr.append(text)
-
-    def tick(self, reads, is_end):
-        """A sample belongs to the measurement while fio's reads go on."""
-        now = time.monotonic()
-        idle = int(self.facts["tick"][0]) if self.facts["tick"] else reads
-        last = self.samples[-1].reads if self.samples else idle
-        if reads > last:
-            self.moved = now
-        if reads <= idle or (is_end and len(self.samples) > 1):
-            return
-        self.samples.append(Sample(now, reads, read_threads(self.proc.pid),
-                                   self.view.read()))
-        if not is_end and len(self.samples) > 1:
-            self.progress()
-
-    def progress(self):
-        first, old, new = self.samples[0], self.samples[-2], self.samples[-1]
-        if new.time - self.shown < self.step - 0.5:
-            return
-        self.shown = new.time
-        span = new.time - old.time
-        threads = difference(old.threads, new.threads)
-        busy = [100 * t.cpu / span for t in iothread_times(threads).values()]
-        vcpus = sum(t.cpu for t in threads if t.name.startswith("CPU "))
-        say(f"  fio {new.time - first.time:5.1f} s "
-            f"{(new.reads - old.reads) / span:9.0f} IOPS   IOThreads "
-            f"{min(busy, default=0):.0f} to {max(busy, default=0):.0f} % CPU,"
-            f" vCPUs together {100 * vcpus / span:.0f} %")
 
     def check_time(self):
         now = time.monotonic()
@@ -245,7 +168,6 @@ class Watch:
             say(f"  QEMU says: {text}")
 
     def close(self):
-        self.view.close()
         if self.proc.poll() is None:
             self.proc.kill()
         self.proc.wait()
