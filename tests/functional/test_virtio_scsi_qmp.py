@@ -353,7 +353,7 @@ class VirtioScsiHotplug(GuestTest, QemuSystemTest):
         vm.renew("t0", "spare")
 
     def hmp(self):
-        """HMP has no lists: all queues on one IOThread, the rest as with QMP."""
+        """HMP has no lists: all queues on one IOThread, else as with QMP."""
         vm = self.booted()
 
         def accepts(line):
