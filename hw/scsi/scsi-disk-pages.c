@@ -246,3 +246,466 @@ int scsi_disk_inquiry(const SCSIDiskFacts *f, const SCSICommand *cmd,
     return cmd->buf[1] & 1 ? inquiry_vpd(f, cmd, buf)
                            : inquiry_standard(f, cmd, buf);
 }
+
+/*
+ * Mode pages (SPC-4, 7.5; SBC-3, 6.5; MMC-6, 7.2)
+ */
+
+#define MODE_PAGE_MAX   30      /* bytes behind the header */
+#define MODE_FIELDS_MAX 7
+
+/* Where a value of the disk stands in a page, behind its header */
+typedef struct ModeField {
+    uint8_t at, n;
+    enum { MODE_CYLINDERS, MODE_HEADS, MODE_SECTORS, MODE_BLOCK_SIZE,
+           MODE_WRITE_CACHE, MODE_LOCKED } what;
+} ModeField;
+
+typedef struct ModePage {
+    uint8_t code;
+    uint8_t types;              /* of devices that have it */
+    uint8_t len;
+    bool standard;              /* QEMU 10.0 doesn't have it. */
+    uint8_t quirks;             /* any of these, if it isn't 0 */
+    uint8_t now[MODE_PAGE_MAX];
+    uint8_t changeable[MODE_PAGE_MAX];
+    ModeField fields[MODE_FIELDS_MAX];  /* added to "now" */
+} ModePage;
+
+/* The bytes of a field of two; some values */
+#define HIGH(n)     ((n) >> 8)
+#define LOW(n)      ((n) & 0xff)
+#define RPM         5400
+#define CD_SPEED(x) ((x) * 176)
+
+/* In the order in which page 3Fh has them */
+static const ModePage mode_pages[] = {
+    {
+        MODE_PAGE_VENDOR_SPECIFIC, DISK, 2,
+        .quirks = 1 << SCSI_DISK_QUIRK_MODE_PAGE_VENDOR_SPECIFIC_APPLE,
+        .changeable = { 0xff, 0xff },
+    }, {
+        MODE_PAGE_R_W_ERROR, DISK, 10,
+        .now = { 0x80 },                        /* AWRE */
+    }, {
+        MODE_PAGE_R_W_ERROR, ROM, 10,
+        .now = { 0x80, 0x20 },                  /* AWRE; read retries */
+        .changeable = { 0x80 },
+    }, {
+        MODE_PAGE_HD_GEOMETRY, DISK, 22,
+        .now = {
+            [10] = HIGH(200), LOW(200),         /* step rate, ns */
+            [12 ... 14] = 0xff,                 /* landing zone */
+            [18] = HIGH(RPM), LOW(RPM),
+        },
+        .fields = {
+            { 0, 3, MODE_CYLINDERS }, { 3, 1, MODE_HEADS },
+            { 4, 3, MODE_CYLINDERS },           /* no precompensation */
+            { 7, 3, MODE_CYLINDERS },           /* no reduced current */
+        },
+    }, {
+        MODE_PAGE_FLEXIBLE_DISK_GEOMETRY, DISK, 30,
+        .now = {
+            HIGH(5000), LOW(5000),              /* kbit/s */
+            [12] = HIGH(1), LOW(1),             /* step rate, 100 us */
+            [14] = 1,                           /* step pulse, us */
+            [15] = HIGH(1), LOW(1),             /* head settles, 100 us */
+            [17] = 1,                           /* motor on, 0.1 s */
+            [18] = 1,                           /* motor off, 0.1 s */
+            [26] = HIGH(RPM), LOW(RPM),
+        },
+        .fields = {
+            { 2, 1, MODE_HEADS }, { 3, 1, MODE_SECTORS },
+            { 4, 2, MODE_BLOCK_SIZE }, { 6, 2, MODE_CYLINDERS },
+            { 8, 2, MODE_CYLINDERS }, { 10, 2, MODE_CYLINDERS },
+        },
+    }, {
+        MODE_PAGE_CACHING, DISK | ROM, 18,
+        .changeable = { 4 },                    /* WCE */
+        .fields = { { 0, 1, MODE_WRITE_CACHE } },
+    }, {
+        MODE_PAGE_CONTROL, DISK, 10, .standard = true,
+        .now = { 0x02, 0x10 },  /* GLTSD: no logs; reordering as we like */
+    }, {
+        MODE_PAGE_AUDIO_CTL, ROM, 14,
+    }, {
+        MODE_PAGE_CAPABILITIES, ROM, 20,
+        .now = {
+            0x3b, 0,            /* reads CD-R, CD-RW, DVD; writes nothing */
+            0x7f, 0xff,         /* audio, mode 2, multisession; CD-DA, C2 */
+            0x2d, 0,            /* lock, jumper, eject, tray; no volume */
+            HIGH(CD_SPEED(50)), LOW(CD_SPEED(50)),          /* at most */
+            HIGH(2), LOW(2),            /* volume levels */
+            HIGH(2048), LOW(2048),      /* KiB of buffer */
+            HIGH(CD_SPEED(16)), LOW(CD_SPEED(16)),          /* now */
+            [16] = HIGH(CD_SPEED(16)), LOW(CD_SPEED(16)),   /* of writing */
+            HIGH(CD_SPEED(16)), LOW(CD_SPEED(16)),
+        },
+        .fields = { { 4, 1, MODE_LOCKED } },
+    }, {
+        MODE_PAGE_APPLE_VENDOR, ROM, 30,
+        .quirks = 1 << SCSI_DISK_QUIRK_MODE_PAGE_APPLE_VENDOR,
+        .now = "\0\0\0\0\0\0\0\0APPLE COMPUTER, INC   ",
+    },
+};
+
+static uint32_t mode_value(const SCSIDiskFacts *f, const ModeField *field)
+{
+    const BlockConf *conf = &f->dev->conf;
+
+    switch (field->what) {
+    case MODE_CYLINDERS:
+        return conf->cyls;
+    case MODE_HEADS:
+        return conf->heads;
+    case MODE_SECTORS:
+        return conf->secs;
+    case MODE_BLOCK_SIZE:
+        return qatomic_read(&f->dev->blocksize);
+    case MODE_WRITE_CACHE:
+        return f->write_cache ? 4 : 0;
+    case MODE_LOCKED:
+        return f->locked ? 2 : 0;
+    default:
+        g_assert_not_reached();
+    }
+}
+
+static bool mode_has(const SCSIDiskFacts *f, const ModePage *page)
+{
+    return is_one_of(f, page->types) && (f->standard || !page->standard) &&
+           (!page->quirks || page->quirks & f->quirks);
+}
+
+static size_t mode_put(const SCSIDiskFacts *f, const ModePage *page,
+                       bool changeable, uint8_t *buf)
+{
+    uint8_t *data = buf + 2;
+
+    buf[0] = page->code;
+    buf[1] = page->len;
+    memcpy(data, changeable ? page->changeable : page->now, page->len);
+    for (size_t i = 0; !changeable && i < MODE_FIELDS_MAX; i++) {
+        const ModeField *field = &page->fields[i];
+        uint32_t value = mode_value(f, field);
+
+        for (size_t n = field->n; n--; value >>= 8) {
+            data[field->at + n] |= value;
+        }
+    }
+    return 2 + page->len;
+}
+
+int scsi_disk_mode_pages(const SCSIDiskFacts *f, uint8_t code,
+                         bool changeable, uint8_t *buf)
+{
+    size_t len = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(mode_pages); i++) {
+        const ModePage *page = &mode_pages[i];
+
+        if ((code == page->code || code == MODE_PAGE_ALLS) &&
+            mode_has(f, page)) {
+            len += mode_put(f, page, changeable, buf + len);
+        }
+    }
+    return len || code == MODE_PAGE_ALLS ? len : -1;
+}
+
+bool scsi_disk_mode_page_ok(const SCSIDiskFacts *f, uint8_t code,
+                            const uint8_t *data, size_t len)
+{
+    uint8_t now[2 + MODE_PAGE_MAX], changeable[2 + MODE_PAGE_MAX];
+    int max;
+
+    if (code == MODE_PAGE_ALLS) {
+        return false;
+    }
+    max = scsi_disk_mode_pages(f, code, false, now);
+    if (max < 0 || len > max - 2) {
+        return false;
+    }
+    scsi_disk_mode_pages(f, code, true, changeable);
+    for (size_t i = 0; i < len; i++) {
+        if ((now[2 + i] ^ data[i]) & ~changeable[2 + i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Commands
+ */
+
+/* Rows: who answers, for which types, bits that are looked at, by CDB byte */
+#define EMULATED(...)   { SCSI_DISK_EMULATED, __VA_ARGS__ }
+#define ANYTIME(...)    { SCSI_DISK_EMULATED, __VA_ARGS__, .anytime = true }
+#define MEDIUM(...)     { SCSI_DISK_MEDIUM, __VA_ARGS__ }
+#define BY_ACTION       .by_action = true
+
+const SCSIDiskCommand scsi_disk_commands[256] = {
+    [TEST_UNIT_READY]       = EMULATED(DISK | ROM),
+    [REQUEST_SENSE]         = ANYTIME(DISK | ROM, { [1] = 0x01, [4] = 0xff }),
+    [FORMAT_UNIT]           = EMULATED(DISK, { [1] = 0x3f }),
+    [READ_6]                = MEDIUM(DISK | ROM,
+            { [1] = 0x1f, [2 ... 4] = 0xff }),
+    [WRITE_6]               = MEDIUM(DISK, { [1] = 0x1f, [2 ... 4] = 0xff }),
+    [INQUIRY]               = ANYTIME(DISK | ROM,
+            { [1] = 0x01, [2 ... 4] = 0xff }),
+    [MODE_SELECT]           = EMULATED(DISK | ROM, { [1] = 0x10, [4] = 0xff }),
+    [RESERVE]               = ANYTIME(DISK | ROM),
+    [RELEASE]               = ANYTIME(DISK | ROM),
+    [MODE_SENSE]            = ANYTIME(DISK | ROM,
+            { [1] = 0x08, [2 ... 4] = 0xff }),
+    [START_STOP]            = ANYTIME(DISK | ROM, { [1] = 0x01, [4] = 0xf3 }),
+    [ALLOW_MEDIUM_REMOVAL]  = ANYTIME(DISK | ROM, { [4] = 0x01 }),
+
+    [READ_CAPACITY_10]      = EMULATED(DISK | ROM,
+            { [2 ... 5] = 0xff, [8] = 0x01 }),
+    [READ_10]               = MEDIUM(DISK | ROM,
+            { [1] = 0x18, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+    [WRITE_10]              = MEDIUM(DISK,
+            { [1] = 0x18, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+    [SEEK_10]               = EMULATED(DISK | ROM, { [2 ... 5] = 0xff }),
+    [WRITE_VERIFY_10]       = MEDIUM(DISK,
+            { [1] = 0x12, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+    [VERIFY_10]             = EMULATED(DISK | ROM,
+            { [1] = 0x16, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+    [SYNCHRONIZE_CACHE]     = EMULATED(DISK | ROM,
+            { [1] = 0x02, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+    [WRITE_SAME_10]         = EMULATED(DISK,
+            { [1] = 0x08, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+    [UNMAP]                 = EMULATED(DISK, { [7 ... 8] = 0xff }),
+    [READ_TOC]              = EMULATED(ROM,
+            { [1] = 0x02, [2] = 0x0f, [6 ... 8] = 0xff }),
+    [GET_CONFIGURATION]     = ANYTIME(ROM,
+            { [1] = 0x03, [2 ... 3] = 0xff, [7 ... 8] = 0xff }),
+    [GET_EVENT_STATUS_NOTIFICATION] = ANYTIME(ROM,
+            { [1] = 0x01, [4] = 0xff, [7 ... 8] = 0xff }),
+    [READ_DISC_INFORMATION] = EMULATED(ROM, { [1] = 0x07, [7 ... 8] = 0xff }),
+    [MODE_SELECT_10]        = EMULATED(DISK | ROM,
+            { [1] = 0x10, [7 ... 8] = 0xff }),
+    [RESERVE_10]            = ANYTIME(DISK | ROM),
+    [RELEASE_10]            = ANYTIME(DISK | ROM),
+    [MODE_SENSE_10]         = ANYTIME(DISK | ROM,
+            { [1] = 0x08, [2 ... 3] = 0xff, [7 ... 8] = 0xff }),
+
+    [READ_16]               = MEDIUM(DISK | ROM,
+            { [1] = 0x18, [2 ... 13] = 0xff }),
+    [WRITE_16]              = MEDIUM(DISK, { [1] = 0x18, [2 ... 13] = 0xff }),
+    [WRITE_VERIFY_16]       = MEDIUM(DISK, { [1] = 0x12, [2 ... 13] = 0xff }),
+    [VERIFY_16]             = EMULATED(DISK | ROM,
+            { [1] = 0x16, [2 ... 13] = 0xff }),
+    [WRITE_SAME_16]         = EMULATED(DISK, { [1] = 0x09, [2 ... 13] = 0xff }),
+    [SERVICE_ACTION_IN_16]  = EMULATED(DISK | ROM, BY_ACTION),
+
+    [REPORT_LUNS]           = { SCSI_DISK_BY_BUS, DISK | ROM,
+            { [2] = 0xff, [6 ... 9] = 0xff } },
+    [MAINTENANCE_IN]        = ANYTIME(DISK, BY_ACTION),
+    [READ_12]               = MEDIUM(DISK | ROM,
+            { [1] = 0x18, [2 ... 9] = 0xff }),
+    [WRITE_12]              = MEDIUM(DISK, { [1] = 0x18, [2 ... 9] = 0xff }),
+    [READ_DVD_STRUCTURE]    = EMULATED(ROM,
+            { [1] = 0x0f, [2 ... 9] = 0xff, [10] = 0xc0 }),
+    [WRITE_VERIFY_12]       = MEDIUM(DISK, { [1] = 0x12, [2 ... 9] = 0xff }),
+    [VERIFY_12]             = EMULATED(DISK | ROM,
+            { [1] = 0x16, [2 ... 9] = 0xff }),
+    [MECHANISM_STATUS]      = ANYTIME(ROM, { [8 ... 9] = 0xff }),
+};
+
+#define MI_SUPPORTED_OPCODES    0x0c
+#define MI_SUPPORTED_TMFS       0x0d
+
+/* Of operation codes that are by_action */
+static const struct {
+    uint8_t opcode;
+    uint8_t action;
+    uint8_t usage[16];
+} actions[] = {
+    { SERVICE_ACTION_IN_16, SAI_READ_CAPACITY_16,
+            { [2 ... 13] = 0xff, [14] = 0x01 } },
+    { MAINTENANCE_IN, MI_SUPPORTED_OPCODES, { [2] = 0x87, [3 ... 9] = 0xff } },
+    { MAINTENANCE_IN, MI_SUPPORTED_TMFS, { [2] = 0x80, [6 ... 9] = 0xff } },
+};
+
+static size_t cdb_length(uint8_t opcode)
+{
+    static const uint8_t by_group[8] = { 6, 10, 10, 0, 16, 12 };
+
+    return by_group[opcode >> 5];
+}
+
+/* The usage bits of a command; NULL if no device of that type has it. */
+static const uint8_t *find_usage(int type, uint8_t opcode, uint16_t action)
+{
+    const SCSIDiskCommand *command = &scsi_disk_commands[opcode];
+
+    if (!(command->types & (1u << type))) {
+        return NULL;
+    }
+    if (!command->by_action) {
+        return command->usage;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+        if (actions[i].opcode == opcode && actions[i].action == action) {
+            return actions[i].usage;
+        }
+    }
+    return NULL;
+}
+
+bool scsi_disk_cdb_ok(const SCSIDevice *dev, const SCSICommand *cmd,
+                      SCSISense *sense)
+{
+    const SCSIDiskCommand *command = &scsi_disk_commands[cmd->buf[0]];
+    const uint8_t *usage = find_usage(dev->type, cmd->buf[0],
+                                      cmd->buf[1] & 0x1f);
+    /* Up to SCSI-2 the LUN stood there. */
+    uint8_t bits = qatomic_read(&dev->scsi_version) > 2 ? 0xff : 0x1f;
+
+    if (!(command->types & (1u << dev->type))) {
+        *sense = SENSE_CODE(INVALID_OPCODE);
+        return false;
+    }
+    if (command->by_action) {
+        bits &= 0xe0;
+    }
+    if (!usage || cmd->buf[1] & bits & ~usage[1]) {
+        *sense = SENSE_CODE(INVALID_FIELD);
+        return false;
+    }
+    return true;
+}
+
+/*
+ * REPORT SUPPORTED OPERATION CODES (SPC-4, 6.35)
+ */
+
+/* We don't know how long a command may take. */
+static uint8_t *put_timeouts(uint8_t *p)
+{
+    stw_be_p(p, 10);
+    return p + 12;
+}
+
+static uint8_t *put_opcode(uint8_t *p, uint8_t opcode, bool by_action,
+                           uint16_t action, bool timeouts)
+{
+    p[0] = opcode;
+    stw_be_p(p + 2, action);
+    p[5] = (timeouts ? 2 : 0) | (by_action ? 1 : 0);
+    stw_be_p(p + 6, cdb_length(opcode));
+    return timeouts ? put_timeouts(p + 8) : p + 8;
+}
+
+static const uint8_t *find_reported(const SCSIDiskFacts *f, uint8_t opcode,
+                                    uint16_t action)
+{
+    if (opcode == MAINTENANCE_IN && action == MI_SUPPORTED_TMFS && !f->tmfs) {
+        return NULL;
+    }
+    return find_usage(f->dev->type, opcode, action);
+}
+
+static int report_all_opcodes(const SCSIDiskFacts *f, bool timeouts,
+                              uint8_t *buf)
+{
+    uint8_t *p = buf + 4;
+
+    for (unsigned opcode = 0; opcode < 256; opcode++) {
+        if (is_one_of(f, scsi_disk_commands[opcode].types) &&
+            !scsi_disk_commands[opcode].by_action) {
+            p = put_opcode(p, opcode, false, 0, timeouts);
+        }
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
+        if (find_reported(f, actions[i].opcode, actions[i].action)) {
+            p = put_opcode(p, actions[i].opcode, true, actions[i].action,
+                           timeouts);
+        }
+    }
+    stl_be_p(buf, p - buf - 4);
+    return p - buf;
+}
+
+static int report_opcode(const SCSIDiskFacts *f, uint8_t opcode,
+                         uint16_t action, bool timeouts, uint8_t *buf)
+{
+    const uint8_t *usage = find_reported(f, opcode, action);
+    size_t len = cdb_length(opcode);
+
+    if (!usage) {
+        buf[1] = 1;                             /* not supported */
+        return 4;
+    }
+    buf[1] = (timeouts ? 0x80 : 0) | 3;         /* as in the standard */
+    stw_be_p(buf + 2, len);
+    buf[4] = opcode;
+    memcpy(buf + 5, usage + 1, len - 1);
+    if (scsi_disk_commands[opcode].by_action) {
+        buf[5] |= action;
+    }
+    return timeouts ? put_timeouts(buf + 4 + len) - buf : 4 + len;
+}
+
+static int report_opcodes(const SCSIDiskFacts *f, const uint8_t *cdb,
+                          uint8_t *buf)
+{
+    bool timeouts = cdb[2] & 0x80;
+    uint8_t opcode = cdb[3];
+    uint16_t action = lduw_be_p(cdb + 4);
+    bool by_action = scsi_disk_commands[opcode].by_action &&
+                     is_one_of(f, scsi_disk_commands[opcode].types);
+
+    switch (cdb[2] & 7) {
+    case 0:
+        return report_all_opcodes(f, timeouts, buf);
+    case 1:
+        return by_action ? -1 : report_opcode(f, opcode, 0, timeouts, buf);
+    case 2:
+        return by_action ? report_opcode(f, opcode, action, timeouts, buf)
+                         : -1;
+    case 3:
+        if (!by_action && action) {
+            buf[1] = 1;
+            return 4;
+        }
+        return report_opcode(f, opcode, action, timeouts, buf);
+    default:
+        return -1;
+    }
+}
+
+/*
+ * REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4, 6.36)
+ */
+
+static int report_tmfs(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                       uint8_t *buf)
+{
+    bool extended = cmd->buf[2] & 0x80;
+
+    if (!f->tmfs || cmd->xfer < 4) {
+        return -1;
+    }
+    stw_be_p(buf, f->tmfs);
+    if (extended) {
+        buf[3] = 12;            /* and no timeouts */
+        return 16;
+    }
+    return 4;
+}
+
+int scsi_disk_maintenance_in(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                             uint8_t *buf)
+{
+    switch (cmd->buf[1] & 0x1f) {
+    case MI_SUPPORTED_OPCODES:
+        return report_opcodes(f, cmd->buf, buf);
+    case MI_SUPPORTED_TMFS:
+        return report_tmfs(f, cmd, buf);
+    default:
+        return -1;
+    }
+}

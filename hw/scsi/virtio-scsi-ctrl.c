@@ -49,19 +49,30 @@ typedef enum TmfOp {
 typedef struct TmfRule {
     TmfOp op;
     bool by_tag;                /* one command, otherwise all of the LUN */
+    uint16_t report;            /* bit for SCSIBusInfo.supported_tmfs() */
 } TmfRule;
 
 static const TmfRule tmf_rules[] = {
-    [VIRTIO_SCSI_T_TMF_ABORT_TASK]          = { TMF_ABORT, .by_tag = true },
-    [VIRTIO_SCSI_T_TMF_ABORT_TASK_SET]      = { TMF_ABORT },
-    [VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET]      = { TMF_ABORT },
-    [VIRTIO_SCSI_T_TMF_QUERY_TASK]          = { TMF_QUERY, .by_tag = true },
-    [VIRTIO_SCSI_T_TMF_QUERY_TASK_SET]      = { TMF_QUERY },
-    [VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET]  = { TMF_RESET_LUN },
-    [VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET]     = { TMF_RESET_NEXUS },
+    [VIRTIO_SCSI_T_TMF_ABORT_TASK]          = { TMF_ABORT, true, 0x8000 },
+    [VIRTIO_SCSI_T_TMF_ABORT_TASK_SET]      = { TMF_ABORT, false, 0x4000 },
+    [VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET]      = { TMF_ABORT, false, 0x1000 },
+    [VIRTIO_SCSI_T_TMF_QUERY_TASK]          = { TMF_QUERY, true, 0x0400 },
+    [VIRTIO_SCSI_T_TMF_QUERY_TASK_SET]      = { TMF_QUERY, false, 2 },
+    [VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET]  = { TMF_RESET_LUN, false, 0x0800 },
+    [VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET]     = { TMF_RESET_NEXUS, false, 1 },
     /* We never establish an ACA condition. */
     [VIRTIO_SCSI_T_TMF_CLEAR_ACA]           = { TMF_REJECT },
 };
+
+uint16_t virtio_scsi_supported_tmfs(SCSIBus *bus)
+{
+    uint16_t all = 0;
+
+    for (size_t i = 0; i < ARRAY_SIZE(tmf_rules); i++) {
+        all |= tmf_rules[i].report;
+    }
+    return all;
+}
 
 /* A TMF under way */
 typedef struct Tmf {

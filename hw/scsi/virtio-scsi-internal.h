@@ -533,6 +533,9 @@ void virtio_scsi_watch_moved(VirtIOSCSI *s, VirtIOSCSIQueue *q, bool moved);
 /** virtio_scsi_handle_ctrl: a kick of the control queue. Context: main loop. */
 void virtio_scsi_handle_ctrl(VirtIODevice *vdev, VirtQueue *vq);
 
+/** virtio_scsi_supported_tmfs: see SCSIBusInfo. Context: any thread. */
+uint16_t virtio_scsi_supported_tmfs(SCSIBus *bus);
+
 /**
  * virtio_scsi_ctrl_settle:
  * @s: the device

@@ -236,6 +236,7 @@ static const SCSIBusInfo virtio_scsi_bus_info = {
     .load_request   = virtio_scsi_cmd_load,
 
     .change         = virtio_scsi_lun_changed,
+    .supported_tmfs = virtio_scsi_supported_tmfs,
 };
 
 /*

@@ -63,9 +63,9 @@ static char *vm_args(const char *hd_path, const char *hd_node,
         hd_props, LUN_CD, cd_props);
 }
 
-static MqDev *begin_with(char *args)
+static MqDev *begin_with(const char *qemu, char *args)
 {
-    QTestState *qts = qtest_init(args);
+    QTestState *qts = qtest_init_with_env(qemu, args, true);
     MqDev *d;
 
     g_free(args);
@@ -78,14 +78,21 @@ static MqDev *begin_with(char *args)
     return d;
 }
 
-static MqDev *begin(const char *hd_props, const char *cd_props)
+/* @qemu: the environment variable that names the binary; or NULL */
+static MqDev *begin_on(const char *qemu, const char *hd_props,
+                       const char *cd_props)
 {
     g_autofree char *path = mq_open_unnamed(&hd_fd);
     g_autofree uint8_t *image = g_malloc(LUN_BYTES);
 
     mq_fill_pattern(image, 0, LUN_BLOCKS, 0);
     g_assert_cmpint(pwrite(hd_fd, image, LUN_BYTES, 0), ==, LUN_BYTES);
-    return begin_with(vm_args(path, "raw", hd_props, cd_props));
+    return begin_with(qemu, vm_args(path, "raw", hd_props, cd_props));
+}
+
+static MqDev *begin(const char *hd_props, const char *cd_props)
+{
+    return begin_on(NULL, hd_props, cd_props);
 }
 
 static void end(MqDev *d)
@@ -182,6 +189,20 @@ static const Form answer_forms[] = {
     { "mechanism", LUN_CD, { MECHANISM_STATUS }, 8, 2, 6, 2, 8 },
     { "disc", LUN_CD, { READ_DISC_INFORMATION }, 7, 2, 0, 2, 2 },
     { "dvd/list", LUN_CD, { READ_DVD_STRUCTURE, [7] = 0xff }, 8, 2, 0, 2, 2 },
+    { "mode10/0a", LUN_HD, { MODE_SENSE_10, 0, 0x0a }, 7, 2, 0, 2, 2,
+      .standard = true },
+    { "opcodes", LUN_HD, { MAINTENANCE_IN, 0x0c }, 6, 4, 0, 4, 4,
+      .standard = true },
+    { "opcodes/timeouts", LUN_HD, { MAINTENANCE_IN, 0x0c, 0x80 }, 6, 4, 0, 4,
+      4, .standard = true },
+    { "opcode/none", LUN_HD, { MAINTENANCE_IN, 0x0c, 1, 0xff }, 6, 4, 2, 2, 4,
+      .standard = true },
+    { "opcode", LUN_HD, { MAINTENANCE_IN, 0x0c, 1, READ_10 }, 6, 4, 2, 2, 4,
+      .standard = true },
+    { "tmfs", LUN_HD, { MAINTENANCE_IN, 0x0d }, 6, 4, 3, 1, 4, .min = 4,
+      .standard = true },
+    { "tmfs/extended", LUN_HD, { MAINTENANCE_IN, 0x0d, 0x80 }, 6, 4, 3, 1, 4,
+      .min = 4, .standard = true },
     { "dvd/physical", LUN_CD, { READ_DVD_STRUCTURE, [7] = 0x00 },
       8, 2, 0, 2, 2 },
 };
@@ -298,7 +319,7 @@ static void test_lengths_standard(void)
 }
 
 /* Any page, any length: no data and CHECK CONDITION, or as said above */
-static void check_fuzzed(MqDev *d, unsigned rounds)
+static void check_fuzzed(MqDev *d, unsigned rounds, bool standard)
 {
     static MqAnswer a;
 
@@ -309,7 +330,11 @@ static void check_fuzzed(MqDev *d, unsigned rounds)
         bool constant = f.cdb[0] == SERVICE_ACTION_IN_16;
         MqCmd cmd;
 
-        if (!constant && f.cdb[0] != REPORT_LUNS) {
+        if (f.standard && !standard) {
+            continue;
+        }
+        if (!constant && f.cdb[0] != REPORT_LUNS &&
+            f.cdb[0] != MAINTENANCE_IN) {
             f.cdb[2] = g_test_rand_int_range(0, 256);
         }
         cmd = form_cmd(&f, alloc);
@@ -327,10 +352,10 @@ static void test_fuzzed(void)
 {
     MqDev *d = begin("", "");
 
-    check_fuzzed(d, 2000);
+    check_fuzzed(d, 2000, false);
     end(d);
     d = begin(STANDARD, STANDARD);
-    check_fuzzed(d, 2000);
+    check_fuzzed(d, 2000, true);
     end(d);
 }
 
@@ -414,6 +439,327 @@ static void test_vpd_list(void)
     end(d);
 }
 
+/*
+ * Commands that there are
+ */
+
+/* Does REPORT SUPPORTED OPERATION CODES have that?  Returns the usage bits. */
+static bool is_reported(MqDev *d, uint8_t opcode, bool by_action,
+                        uint16_t action, uint8_t *usage)
+{
+    static MqAnswer a;
+    MqCmd cmd = mq_cmd(LUN_HD, MAINTENANCE_IN);
+
+    cmd.cdb[1] = 0x0c;
+    cmd.cdb[2] = by_action ? 2 : 1;
+    cmd.cdb[3] = opcode;
+    stw_be_p(cmd.cdb + 4, action);
+    stl_be_p(cmd.cdb + 6, 64);
+    cmd.in_len = 64;
+    run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 4 + lduw_be_p(a.in + 2));
+    if (a.in[1] == 1) {
+        g_assert_cmpuint(lduw_be_p(a.in + 2), ==, 0);
+        return false;
+    }
+    g_assert_cmpuint(a.in[1], ==, 3);
+    memcpy(usage, a.in + 4, lduw_be_p(a.in + 2));
+    return true;
+}
+
+/* Is it anything but an unknown operation code? */
+static bool is_known(MqDev *d, uint16_t lun, uint8_t opcode)
+{
+    static MqAnswer a;
+    MqCmd cmd = mq_cmd(lun, opcode);
+
+    run(d, &cmd, &a);
+    return !(a.resp.response == VIRTIO_SCSI_S_OK &&
+             a.resp.status == CHECK_CONDITION &&
+             mq_asc(&a.resp) == INVALID_OPCODE);
+}
+
+/* What is in the list is there, and nothing else. */
+static void test_opcodes(void)
+{
+    MqDev *d = begin(STANDARD, STANDARD);
+    MqCmd cmd = mq_cmd(LUN_HD, MAINTENANCE_IN);
+    bool listed[256] = { false };
+    static MqAnswer a;
+    uint8_t usage[16];
+    size_t len;
+
+    cmd.cdb[1] = 0x0c;
+    stl_be_p(cmd.cdb + 6, 4096);
+    cmd.in_len = 4096;
+    run(d, &cmd, &a);
+    len = ldl_be_p(a.in);
+    mq_expect_moved(&cmd, &a, 4 + len);
+    g_assert_cmpuint(len % 8, ==, 0);
+    for (uint8_t *p = a.in + 4; p < a.in + 4 + len; p += 8) {
+        static const uint8_t lengths[8] = { 6, 10, 10, 0, 16, 12 };
+
+        listed[p[0]] = true;
+        g_assert_cmpuint(lduw_be_p(p + 6), ==, lengths[p[0] >> 5]);
+        g_assert_true(is_reported(d, p[0], p[5] & 1, lduw_be_p(p + 2),
+                                  usage));
+        g_assert_cmpuint(usage[0], ==, p[0]);
+        if (p[5] & 1) {
+            g_assert_cmpuint(usage[1] & 0x1f, ==, lduw_be_p(p + 2));
+        }
+    }
+    for (unsigned opcode = 0; opcode < 256; opcode++) {
+        g_assert_cmpint(is_known(d, LUN_HD, opcode), ==, listed[opcode]);
+        if (!listed[opcode]) {
+            g_assert_false(is_reported(d, opcode, false, 0, usage));
+        }
+    }
+    g_assert_false(is_reported(d, MAINTENANCE_IN, true, 0x1f, usage));
+
+    /* By the wrong option, of an option that there isn't, and of a cd */
+    cmd.cdb[2] = 1;
+    cmd.cdb[3] = MAINTENANCE_IN;
+    expect_refusal(d, &cmd, INVALID_FIELD);
+    cmd.cdb[2] = 2;
+    cmd.cdb[3] = READ_10;
+    expect_refusal(d, &cmd, INVALID_FIELD);
+    cmd.cdb[2] = 4;
+    expect_refusal(d, &cmd, INVALID_FIELD);
+    g_assert_false(is_known(d, LUN_CD, MAINTENANCE_IN));
+    g_assert_false(is_known(d, LUN_CD, WRITE_10));
+    end(d);
+}
+
+/* A bit of byte 1 that isn't among the usage bits is refused, any other not. */
+static void test_usage(void)
+{
+    static const uint8_t opcodes[] = {
+        READ_6, READ_10, READ_12, READ_16, WRITE_10, WRITE_12, WRITE_16,
+        WRITE_VERIFY_10, WRITE_VERIFY_12, WRITE_VERIFY_16, WRITE_SAME_10,
+        WRITE_SAME_16,
+    };
+    static const uint8_t data[BLOCK];
+    static MqAnswer a;
+    MqDev *d = begin(STANDARD, STANDARD);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(opcodes); i++) {
+        bool reads = i < 4;
+        uint8_t usage[16];
+
+        g_assert_true(is_reported(d, opcodes[i], false, 0, usage));
+        for (unsigned bit = 0; bit < 8; bit++) {
+            MqCmd cmd = mq_cmd(LUN_HD, opcodes[i]);
+            bool ndob = opcodes[i] == WRITE_SAME_16 && bit == 0;
+
+            if (opcodes[i] == READ_6 && bit < 5) {
+                continue;       /* the LBA */
+            }
+            set_field(cmd.cdb + (opcodes[i] >> 5 == 0 ? 4 :
+                                 opcodes[i] >> 5 == 5 ? 9 :
+                                 opcodes[i] >> 5 == 4 ? 13 : 8), 1, 1);
+            cmd.cdb[1] = 1 << bit;
+            cmd.in_len = reads ? BLOCK : 0;
+            cmd.out = data;
+            cmd.out_len = reads || ndob ? 0 : BLOCK;
+            if (usage[1] & 1 << bit) {
+                run(d, &cmd, &a);
+                mq_expect_moved(&cmd, &a, MAX(cmd.in_len, cmd.out_len));
+            } else {
+                expect_refusal(d, &cmd, INVALID_FIELD);
+            }
+        }
+    }
+    end(d);
+}
+
+static void test_tmfs(void)
+{
+    MqDev *d = begin(STANDARD, "");
+    MqCmd cmd = mq_cmd(LUN_HD, MAINTENANCE_IN);
+    static MqAnswer a;
+
+    cmd.cdb[1] = 0x0d;
+    cmd.cdb[9] = 16;
+    cmd.in_len = 16;
+    run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 4);
+    /* ATS, ATSS, CTSS, LURS, QTS; QTSS, ITNRS */
+    g_assert_cmphex(lduw_be_p(a.in), ==, 0xdc03);
+    end(d);
+}
+
+/* What QEMU 10.0 hasn't got isn't there by default. */
+static void test_default(void)
+{
+    MqDev *d = begin("", "");
+    MqCmd cmd = mq_cmd(LUN_HD, MODE_SENSE);
+
+    g_assert_false(is_known(d, LUN_HD, MAINTENANCE_IN));
+    cmd.cdb[2] = MODE_PAGE_CONTROL;
+    cmd.cdb[4] = 255;
+    cmd.in_len = 255;
+    expect_refusal(d, &cmd, INVALID_FIELD);
+    end(d);
+}
+
+/* MODE SELECT takes what MODE SENSE says, and changes only WCE. */
+static void test_mode_select(void)
+{
+    MqDev *d = begin(STANDARD, STANDARD);
+    static MqAnswer now, changeable, a;
+
+    for (unsigned page = 0; page < 0x3f; page++) {
+        MqCmd cmd = mq_cmd(LUN_HD, MODE_SENSE_10);
+        size_t len;
+
+        cmd.cdb[1] = 8;
+        cmd.cdb[2] = page;
+        cmd.cdb[8] = 255;
+        cmd.in_len = 255;
+        run(d, &cmd, &now);
+        if (now.resp.status != GOOD) {
+            continue;
+        }
+        len = 2 + lduw_be_p(now.in);
+        g_assert_cmphex(now.in[3], ==, 0x10);       /* DPOFUA */
+        g_assert_cmpuint(now.in[8], ==, page);
+        cmd.tag = mq_next_tag();
+        cmd.cdb[2] |= 0x40;
+        run(d, &cmd, &changeable);
+
+        for (unsigned bit = 0; bit < (len - 10) * 8; bit++) {
+            g_autofree uint8_t *list = g_memdup2(now.in, len);
+            bool may = changeable.in[10 + bit / 8] & 1 << bit % 8;
+
+            stw_be_p(list, 0);
+            list[3] = 0;
+            list[10 + bit / 8] ^= 1 << bit % 8;
+            cmd = mq_cmd(LUN_HD, MODE_SELECT_10);
+            cmd.cdb[1] = 0x10;
+            cmd.cdb[8] = len;
+            cmd.out = list;
+            cmd.out_len = len;
+            run(d, &cmd, &a);
+            g_assert_cmpint(may, ==, page == MODE_PAGE_CACHING && bit == 2);
+            if (may) {
+                mq_assert_good(&a.resp);
+            } else {
+                mq_expect_sense(&cmd, &a, ILLEGAL_REQUEST, INVALID_PARAM);
+            }
+        }
+    }
+    end(d);
+}
+
+/*
+ * Another QEMU's answers, by default
+ */
+
+/* What came of one command, as a line of text */
+static void collect_one(MqDev *d, MqCmd *cmd, GPtrArray *to)
+{
+    static MqAnswer a;
+    GString *line = g_string_new(NULL);
+    uint32_t left;
+
+    cmd->tag = mq_next_tag();
+    run(d, cmd, &a);
+    g_string_append_printf(line, "LUN %u %02x %02x %02x in %zu:", cmd->lun,
+                           cmd->cdb[0], cmd->cdb[1], cmd->cdb[2], cmd->in_len);
+    if (a.resp.status != GOOD) {
+        g_string_append_printf(line, " sense %04x", mq_asc(&a.resp));
+    } else {
+        /* QEMU 10.0 fills the buffer with zeroes. */
+        left = le32_to_cpu(a.resp.resid);
+        memset(a.in + cmd->in_len - left, 0, left);
+        for (size_t i = 0; i < cmd->in_len; i++) {
+            g_string_append_printf(line, " %02x", a.in[i]);
+        }
+    }
+    g_ptr_array_add(to, g_string_free(line, false));
+}
+
+static GPtrArray *collect(MqDev *d)
+{
+    static const uint16_t allocs[] = { 5, 36, 37, 96, 255, 256, 300 };
+    GPtrArray *all = g_ptr_array_new_with_free_func(g_free);
+
+    for (unsigned lun = LUN_HD; lun <= LUN_CD; lun++) {
+        for (unsigned i = 0; i < ARRAY_SIZE(allocs); i++) {
+            MqCmd cmd = mq_cmd(lun, INQUIRY);
+
+            set_field(cmd.cdb + 3, 2, allocs[i]);
+            cmd.in_len = allocs[i];
+            collect_one(d, &cmd, all);
+        }
+        for (unsigned page = 0; page < 256; page++) {
+            MqCmd cmd = mq_cmd(lun, INQUIRY);
+
+            cmd.cdb[1] = 1;
+            cmd.cdb[2] = page;
+            cmd.cdb[4] = 255;
+            cmd.in_len = 255;
+            collect_one(d, &cmd, all);
+            cmd = mq_cmd(lun, MODE_SENSE);
+            cmd.cdb[2] = page;
+            cmd.cdb[4] = 255;
+            cmd.in_len = 255;
+            collect_one(d, &cmd, all);
+            cmd = mq_cmd(lun, MODE_SENSE_10);
+            cmd.cdb[1] = 8;
+            cmd.cdb[2] = page;
+            cmd.cdb[7] = 1;
+            cmd.in_len = 256;
+            collect_one(d, &cmd, all);
+        }
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(answer_forms); i++) {
+        MqCmd cmd = form_cmd(&answer_forms[i], 255);
+
+        cmd.in_len = 255;
+        if (!answer_forms[i].standard && cmd.cdb[0] != REPORT_LUNS) {
+            collect_one(d, &cmd, all);
+        }
+    }
+    return all;
+}
+
+#define OTHER_QEMU  "QTEST_QEMU_BINARY_DST"
+
+static void test_other(void)
+{
+    static const char props[] =
+        ",\"serial\":\"12345678901234567890\",\"wwn\":1311768467463790320,"
+        "\"port_wwn\":81985529216486895,\"port_index\":3,"
+        "\"rotation_rate\":7200,\"cyls\":60000,\"heads\":16,\"secs\":63,"
+        "\"dpofua\":true,\"discard_granularity\":65536,"
+        "\"opt_io_size\":65536,\"min_io_size\":4096,"
+        "\"quirk_mode_page_vendor_specific_apple\":true";
+    static const char cd_props[] = ",\"quirk_mode_page_apple_vendor\":true,"
+                                   "\"product\":\"A CD\",\"vendor\":\"ME\"";
+    const char *hd[] = { "", props }, *cd[] = { "", cd_props };
+
+    if (!getenv(OTHER_QEMU)) {
+        g_test_skip(OTHER_QEMU " isn't set");
+        return;
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(hd); i++) {
+        g_autoptr(GPtrArray) ours = NULL, theirs = NULL;
+        MqDev *d = begin(hd[i], cd[i]);
+
+        ours = collect(d);
+        end(d);
+        d = begin_on(OTHER_QEMU, hd[i], cd[i]);
+        theirs = collect(d);
+        end(d);
+        g_assert_cmpuint(ours->len, ==, theirs->len);
+        for (unsigned j = 0; j < ours->len; j++) {
+            g_assert_cmpstr(g_ptr_array_index(ours, j), ==,
+                            g_ptr_array_index(theirs, j));
+        }
+    }
+}
+
 static const struct {
     const char *name;
     void (*func)(void);
@@ -424,6 +770,12 @@ static const struct {
     { "lengths/huge", test_huge_lengths },
     { "inquiry", test_inquiry },
     { "vpd/list", test_vpd_list },
+    { "mode/select", test_mode_select },
+    { "commands/opcodes", test_opcodes },
+    { "commands/usage", test_usage },
+    { "commands/tmfs", test_tmfs },
+    { "default/nothing-new", test_default },
+    { "default/other-qemu", test_other },
 };
 
 int main(int argc, char **argv)

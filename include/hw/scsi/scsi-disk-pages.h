@@ -1,8 +1,9 @@
 /*
  * What an emulated disk or cd tells of itself
  *
- * INQUIRY data and vital product data, from tables.  Pure functions of facts
- * that the caller has put together; no state, any thread.
+ * INQUIRY data, vital product data, mode pages, and which commands there are,
+ * from tables.  Pure functions of facts that the caller has put together; no
+ * state, any thread.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -25,6 +26,11 @@
  * @standard: as the standards say, otherwise as QEMU 10.0 does where the two
  *            differ and a guest could notice
  * @removable: the medium is
+ * @locked: it can't be taken out now
+ * @write_cache: there is one, and it may be used
+ * @tmfs: the HBA's task management functions, the first two bytes of REPORT
+ *        SUPPORTED TASK MANAGEMENT FUNCTIONS; 0 if it doesn't tell
+ * @quirks: bits SCSI_DISK_QUIRK_*
  * @max_transfer: of the node below, in bytes, or 0
  * @max_io_size, @max_unmap_size: bytes, from the properties
  *
@@ -36,6 +42,10 @@ typedef struct SCSIDiskFacts {
     bool tcq;
     bool standard;
     bool removable;
+    bool locked;
+    bool write_cache;
+    uint16_t tmfs;
+    uint32_t quirks;
     const char *vendor;
     const char *product;
     const char *version;
@@ -63,5 +73,89 @@ typedef struct SCSIDiskFacts {
  */
 int scsi_disk_inquiry(const SCSIDiskFacts *f, const SCSICommand *cmd,
                       uint8_t *buf);
+
+/**
+ * scsi_disk_mode_pages:
+ * @f: the facts
+ * @code: of a mode page, or MODE_PAGE_ALLS
+ * @changeable: which bits MODE SELECT may change, instead of the values
+ * @buf: where to write them, SCSI_DISK_ANSWER_MAX less MODE SENSE's header
+ *
+ * Context: any thread.
+ * Returns: their length, or -1 if there is no such page.
+ */
+int scsi_disk_mode_pages(const SCSIDiskFacts *f, uint8_t code,
+                         bool changeable, uint8_t *buf);
+
+/**
+ * scsi_disk_mode_page_ok:
+ * @f: the facts
+ * @code: of the page
+ * @data: what MODE SELECT sends of it, without header; the end may be missing
+ * @len: bytes at @data
+ *
+ * Context: any thread.
+ * Returns: whether only bits that are changeable differ from what is there.
+ */
+bool scsi_disk_mode_page_ok(const SCSIDiskFacts *f, uint8_t code,
+                            const uint8_t *data, size_t len);
+
+/* Who answers a command */
+typedef enum SCSIDiskRoom {
+    SCSI_DISK_UNKNOWN,
+    SCSI_DISK_EMULATED,         /* data in a buffer of ours */
+    SCSI_DISK_MEDIUM,           /* data between guest and medium */
+    SCSI_DISK_BY_BUS,           /* scsi-target.c */
+} SCSIDiskRoom;
+
+/**
+ * SCSIDiskCommand: what there is to know of an operation code
+ *
+ * @types: bits of TYPE_*, of the devices that have it
+ * @usage: bits of the CDB that are looked at (SPC-4, CDB USAGE DATA), but for
+ *         the operation code and SERVICE ACTION
+ * @by_action: there is a SERVICE ACTION, and @usage is by that
+ * @anytime: there need not be a medium
+ */
+typedef struct SCSIDiskCommand {
+    uint8_t room;
+    uint8_t types;
+    uint8_t usage[16];
+    bool by_action;
+    bool anytime;
+} SCSIDiskCommand;
+
+/* By operation code; commands are dispatched by this, and reported from it. */
+extern const SCSIDiskCommand scsi_disk_commands[256];
+
+/**
+ * scsi_disk_cdb_ok:
+ * @dev: the LUN
+ * @cmd: any command
+ * @sense: why not
+ *
+ * Does the device have this command, and does byte 1 of the CDB ask for nothing
+ * that it can't do (protection information, for one)?
+ *
+ * Context: any thread.
+ */
+bool scsi_disk_cdb_ok(const SCSIDevice *dev, const SCSICommand *cmd,
+                      SCSISense *sense);
+
+/**
+ * scsi_disk_maintenance_in:
+ * @f: the facts
+ * @cmd: a MAINTENANCE IN
+ * @buf: SCSI_DISK_ANSWER_MAX bytes, all 0; the answer is written there
+ *
+ * REPORT SUPPORTED OPERATION CODES (SPC-4, 6.35), from the table that
+ * dispatches commands, and REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (6.36).
+ *
+ * Context: any thread.
+ * Returns: the length of the answer, or -1 if the CDB asks for something that
+ * isn't there.
+ */
+int scsi_disk_maintenance_in(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                             uint8_t *buf);
 
 #endif /* HW_SCSI_SCSI_DISK_PAGES_H */
