@@ -155,6 +155,8 @@ static SCSIDevice *bus_find_busy(const GPtrArray *luns, bool others)
 SCSIDevice *scsi_bus_begin_idle(SCSIBus *bus, const GPtrArray *luns,
                                 const bool *give_up)
 {
+    SCSIDevice *busy;
+
     /* Handlers that are running end, and later ones know that we wait. */
     qatomic_inc(&bus->idle_waiters);
     aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
@@ -169,9 +171,13 @@ SCSIDevice *scsi_bus_begin_idle(SCSIBus *bus, const GPtrArray *luns,
     AIO_WAIT_WHILE_UNLOCKED(NULL, bus_find_busy(luns, give_up) &&
                                   !(give_up && *give_up));
 
-    /* The callback of the last one may not have returned yet. */
+    /*
+     * The callback of the last one may not have returned yet.  One that ends
+     * from here on is busy: nobody waits for the end of its callback.
+     */
+    busy = bus_find_busy(luns, give_up);
     aio_wait_bh_oneshot_all(bus->contexts, bus->num_contexts, NULL, NULL);
-    return bus_find_busy(luns, give_up);
+    return busy;
 }
 
 void scsi_bus_end_idle(SCSIBus *bus, const GPtrArray *luns)
