@@ -77,6 +77,11 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
 
     assert(!s->in_contexts);
 
+    /*
+     * The waits run the event loop, and main_bh may be pending.  It must
+     * neither take commands that would outlive the reset nor start IOThreads.
+     */
+    qatomic_set(&s->accepts_kicks, false);
     bus_cold_reset(BUS(&s->bus));
 
     /* All commands are gone, so nothing holds up a TMF any longer. */
@@ -92,6 +97,8 @@ static void virtio_scsi_reset(VirtIODevice *vdev)
     s->wants_start = false;
     s->wants_restart = false;
     qatomic_set(&s->wants_main_loop, false);
+    /* The transport empties the rings now, so there is nothing to look at. */
+    qatomic_set(&s->accepts_kicks, true);
 }
 
 /*
