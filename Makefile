@@ -6,7 +6,7 @@
 PREFIX ?= /usr/local
 # Only those that are set: a variable without a value is not a value.
 $(foreach v,QEMU_SRC CONFIGURE_FLAGS FULL FORCE JOBS PREFIX DESTDIR \
-            VCPUS IOTHREADS RUNTIME BACKEND CONFIG ROUNDS CACHELINES,$(if $($v),$(eval export $v)))
+            VCPUS IOTHREADS RUNTIME BACKEND CONFIG ROUNDS CACHELINES PEER,$(if $($v),$(eval export $v)))
 
 # QEMU's own build is started with its own -j; the jobserver's flags would only
 # confuse the programs below.
@@ -33,9 +33,10 @@ help: ## this list
 #:         make check-style     checkpatch.pl, scripts' syntax, no large files
 #:         make check-tsan      data races (NO_STOCK=1); check-asan: memory, leaks
 #:         make check-guest     iscsi-test-cu, sg3_utils, ext4 and xfs in a guest
-#:         make check-migration a guest at work moves, from and to stock, too
-#:         make check-libvirt   mapped controllers from XML, hotplug, save
 #:         make check-backends  files, qcow2, loop, NBD servers that go away
+#:         make check-migration a guest at work moves, from and to stock, too
+#:         make check-libvirt   mapped controllers from XML, hotplug, save, migrate
+#:           PEER=sid           with libvirt of Debian's sid
 #:         make check-docs      the pages' commands, QMP and messages
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
@@ -87,8 +88,9 @@ sanitizer-deps:
 	@scripts/build/deps sanitizers
 
 check-libvirt: build ## a real libvirt: mapped controllers from XML, hotplug, save, snapshot
-	@scripts/build/deps run libvirt
-	@scripts/lab/check-libvirt
+	@scripts/build/deps run $(if $(PEER),,libvirt)
+	@$(if $(PEER),scripts/build/unpack libvirt '$(PEER)')
+	@scripts/lab/functional libvirt
 
 check-guest: build stock ## iscsi-test-cu, sg3_utils, fio, ext4 and xfs in a guest, ours and stock
 	@scripts/build/deps run

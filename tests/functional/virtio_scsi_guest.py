@@ -23,7 +23,41 @@ from qemu.machine import QEMUMachine
 BOOT_LIMIT = 180                # seconds, generous
 
 
-class GuestMachine(QEMUMachine):
+class GuestLogs:
+    """What a QEMU called label, and its guest, have written so far to the files
+    errors and console."""
+
+    @staticmethod
+    def lines_of(path):
+        try:
+            with open(path, errors="replace", encoding="utf-8") as f:
+                return [s for s in f.read().splitlines() if s.strip()]
+        except OSError:
+            return []
+
+    def messages(self):
+        """Lines that QEMU has written to its standard error so far."""
+        return self.lines_of(self.errors)
+
+    def last_words(self):
+        return (self.messages() or ["no message"])[-1]
+
+    def tail(self):
+        """The end of the guest's console, to follow an error."""
+        return "; the console says last:" + "".join(
+            f"\n    | {s}" for s in self.lines_of(self.console)[-15:])
+
+    def check_fault(self):
+        """Known faults of multi-threaded TCG are no verdict on the device."""
+        for text in self.messages():
+            if FAULT.search(text):
+                raise EmulatorFault(f"{self.label}: QEMU aborted: {text}")
+        for text in self.lines_of(self.console):
+            if STALL.search(text):
+                raise EmulatorFault(f"{self.label}: a vCPU stalled: {text}")
+
+
+class GuestMachine(GuestLogs, QEMUMachine):
     """QEMU with the guest's kernel, its console in a log, and its shell.
 
     args: what follows the common options.  A guest that comes by migration has
@@ -72,35 +106,6 @@ class GuestMachine(QEMUMachine):
             said = (self.messages() or [error])[-1]
             raise GuestError(f"{self.label}: QEMU ended with status "
                              f"{self.exitcode()}: {said}") from None
-
-    @staticmethod
-    def lines_of(path):
-        try:
-            with open(path, errors="replace", encoding="utf-8") as f:
-                return [s for s in f.read().splitlines() if s.strip()]
-        except OSError:
-            return []
-
-    def messages(self):
-        """Lines that QEMU has written to its standard error so far."""
-        return self.lines_of(self.errors)
-
-    def last_words(self):
-        return (self.messages() or ["no message"])[-1]
-
-    def tail(self):
-        """The end of the guest's console, to follow an error."""
-        return "; the console says last:" + "".join(
-            f"\n    | {s}" for s in self.lines_of(self.console)[-15:])
-
-    def check_fault(self):
-        """Known faults of multi-threaded TCG are no verdict on the device."""
-        for text in self.messages():
-            if FAULT.search(text):
-                raise EmulatorFault(f"{self.label}: QEMU aborted: {text}")
-        for text in self.lines_of(self.console):
-            if STALL.search(text):
-                raise EmulatorFault(f"{self.label}: a vCPU stalled: {text}")
 
     def check_alive(self):
         self.check_fault()
