@@ -36,7 +36,7 @@ help: ## this list
 #:         make check-backends  files, qcow2, loop, NBD servers that go away
 #:         make check-migration a guest at work moves, from and to stock, too
 #:         make check-libvirt   mapped controllers from XML, hotplug, save, migrate
-#:           PEER=sid           with libvirt of Debian's sid
+#:           PEER=sid           these two with QEMU or libvirt of Debian's sid
 #:         make check-docs      the pages' commands, QMP and messages
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
@@ -98,7 +98,9 @@ check-guest: build stock ## iscsi-test-cu, sg3_utils, fio, ext4 and xfs in a gue
 
 check-migration: build stock ## a guest at work moves between QEMUs, ours and stock
 	@scripts/build/deps run
-	@scripts/lab/functional migration
+	@$(if $(PEER),scripts/build/unpack qemu '$(PEER)')
+	@scripts/lab/functional migration \
+		-k VirtioScsiMigration$(if $(PEER),Newer).
 
 check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
 	@scripts/build/deps run backends

@@ -8,9 +8,10 @@ four virtqueues.  After each migration the load must go on, served by exactly
 the IOThreads that the destination's mapping names, and end without error; the
 QEMU that the guest left must end well.  All sides share a raw file.
 
-A side is BUILD.MAPPING.  BUILD is ours (QEMU_TEST_QEMU_BINARY) or stock,
-another build or version (QEMU_TEST_QEMU_BINARY_OTHER); tests that want it are
-skipped without.
+A side is BUILD.MAPPING.  BUILD is ours (QEMU_TEST_QEMU_BINARY); stock, another
+build of the same version (QEMU_TEST_QEMU_BINARY_OTHER); or newer, a version to
+which guests may move later (QEMU_TEST_QEMU_BINARY_NEWER).  Tests that want what
+isn't there are skipped.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ import unittest
 from guest_shell import (EmulatorFault, GuestError, Sample, difference, expect,
                          fio_verified, iothread_times, judge_cpu, wait_for)
 from qemu_test import QemuSystemTest
-from virtio_scsi_guest import GuestMachine, GuestTest
+from virtio_scsi_guest import GuestMachine, GuestTest, output
 
 QUEUES = 4
 IOTHREADS = 4                   # in every QEMU, whether it uses them or not
@@ -35,6 +36,9 @@ SLOW = 30                       # seconds after which downtime may be longer
 MEGABYTE = 1 << 20
 TROUBLE = "(abort|device reset)$|I/O error|blocked for more than"
 BACKEND = "/machine/peripheral/scsi0/virtio-backend"
+BINARIES = {"ours": "QEMU_TEST_QEMU_BINARY",
+            "stock": "QEMU_TEST_QEMU_BINARY_OTHER",
+            "newer": "QEMU_TEST_QEMU_BINARY_NEWER"}
 
 # mapping: (form of the property, queues of iothread0, iothread1, ...)
 MAPPINGS = {
@@ -52,8 +56,7 @@ class Side:
     def __init__(self, name):
         self.name = name
         self.build, mapping = name.split(".")
-        self.qemu = os.environ["QEMU_TEST_QEMU_BINARY" if self.build == "ours"
-                               else "QEMU_TEST_QEMU_BINARY_OTHER"]
+        self.qemu = os.environ[BINARIES[self.build]]
         self.form, self.queues = MAPPINGS[mapping]
 
     def controller(self, **more):
@@ -76,8 +79,9 @@ class Side:
 class MovingGuest(GuestMachine):
     """A guest with the disk, on the sending or on the receiving side."""
 
-    def __init__(self, side, disk, logs, incoming=False, **controller):
-        args = []
+    def __init__(self, side, disk, logs, machine, incoming=False,
+                 **controller):
+        args = ["-machine", machine]
         for i in range(IOTHREADS):
             args += ["-object", f"iothread,id=iothread{i}"]
         node = {"driver": "file", "node-name": "disk0", "filename": disk,
@@ -93,6 +97,8 @@ class MovingGuest(GuestMachine):
             args += ["-incoming", "defer"]
         self.side, self.disk = side, disk
         super().__init__(side.qemu, side.name.replace(".", "-"), args, logs)
+        if side.build == "newer":   # options of QEMUMachine's are no news
+            self.excused = "warning: .* is deprecated"
 
     def remap(self, mapping):
         """Another mapping for the controller, which says so."""
@@ -233,11 +239,11 @@ def watch_load(vm, amount=ENOUGH):
 
 
 def stands_still(vm, done, interrupts):
-    """IOThreads of QEMU 10.0 sometimes sleep while requests wait, on a quiet
+    """IOThreads of QEMU sometimes sleep while requests wait, on a quiet
     host and without any migration: that says nothing about ours."""
     text = (f"{vm.label}: the load stands still after {done} requests and "
             f"{interrupts} interrupts of its queues\n" + vm.queues_state())
-    if vm.side.build == "stock" and vm.shell.running("load"):
+    if vm.side.build != "ours" and vm.shell.running("load"):
         return EmulatorFault(text)
     return GuestError(text)
 
@@ -374,10 +380,12 @@ def pending(source, dest):
 
 # --------------------------------------------------------------------- tests
 
-class VirtioScsiMigration(GuestTest, QemuSystemTest):
+class MigrationTest(GuestTest):
     """The guest stays from test to test: most begin where the one before ends,
-    which spares a boot.  TESTS at the end of this file has all of them."""
+    which spares a boot.  The end of this file lists all of them."""
 
+    MACHINE = "pc"
+    CONTROLLER = {}             # properties on all sides
     guest = None                # where it is now
     others = []                 # QEMUs that it may go to, or has left
 
@@ -414,7 +422,8 @@ class VirtioScsiMigration(GuestTest, QemuSystemTest):
             self.drop()
             with open(self.disk, "wb") as f:
                 f.truncate(DISK_SIZE)
-            cls.guest = MovingGuest(Side(name), self.disk, self.folder)
+            cls.guest = MovingGuest(Side(name), self.disk, self.folder,
+                                    self.MACHINE, **self.CONTROLLER)
             shell = cls.guest.boot().shell
             wait_for("disk in the guest", lambda: shell.run(
                 "test -b /dev/sda", check=False)[0] == 0)
@@ -423,8 +432,8 @@ class VirtioScsiMigration(GuestTest, QemuSystemTest):
         return cls.guest
 
     def destination(self, name, **controller):
-        vm = MovingGuest(Side(name), self.disk, self.folder, True,
-                         **controller)
+        vm = MovingGuest(Side(name), self.disk, self.folder, self.MACHINE,
+                         True, **self.CONTROLLER, **controller)
         self.others.append(vm)
         vm.start()
         return vm
@@ -553,13 +562,34 @@ class VirtioScsiMigration(GuestTest, QemuSystemTest):
         self.lose(self.others[-1])
 
 
+class VirtioScsiMigration(MigrationTest, QemuSystemTest):
+    """Between builds of this version."""
+
+
+class VirtioScsiMigrationNewer(MigrationTest, QemuSystemTest):
+    """To the version that guests may move to later, and back: with a machine
+    that both have, and the one virtqueue_size with which its virtio-scsi takes
+    what QEMU 10.0 sends."""
+
+    MACHINE = "pc-i440fx-10.0"
+    CONTROLLER = {"virtqueue_size": 1024}
+
+    @classmethod
+    def setUpClass(cls):
+        if not os.getenv(BINARIES["newer"]):
+            raise unittest.SkipTest(f"{BINARIES['newer']} is not set")
+        super().setUpClass()
+        print("# newer: " + output(os.environ[BINARIES["newer"]],
+                                   "--version").splitlines()[0], flush=True)
+
+
 def chain(way, *sides):
-    return [(way.__name__, VirtioScsiMigration.move, way, a, b)
+    return [(way.__name__, MigrationTest.move, way, a, b)
             for a, b in zip(sides, sides[1:])]
 
 
 # (name, function, its argument, source, destination)
-TESTS = [
+SAME = [
     *chain(live, "ours.one-vq", "ours.round-robin", "stock.crossed",
            "ours.iothread", "ours.main-loop", "ours.crossed", "stock.one-vq",
            "ours.round-robin"),
@@ -575,38 +605,46 @@ TESTS = [
     *chain(save_mapped, "ours.round-robin", "ours.one-vq"),
     *chain(pending, "ours.one-vq", "ours.crossed", "ours.main-loop",
            "ours.round-robin", "stock.crossed", "ours.one-vq"),
-    ("remapped", VirtioScsiMigration.remapped, None, "ours.one-vq",
+    ("remapped", MigrationTest.remapped, None, "ours.one-vq",
      "ours.one-vq"),
-    ("cancel", VirtioScsiMigration.cancel, None, "ours.one-vq",
+    ("cancel", MigrationTest.cancel, None, "ours.one-vq",
      "ours.crossed"),
-    ("cancel", VirtioScsiMigration.cancel, None, "ours.crossed",
+    ("cancel", MigrationTest.cancel, None, "ours.crossed",
      "stock.one-vq"),
-    ("cancel", VirtioScsiMigration.cancel, None, "stock.one-vq",
+    ("cancel", MigrationTest.cancel, None, "stock.one-vq",
      "ours.one-vq"),
-    ("fewer_queues", VirtioScsiMigration.fewer_queues, {"num_queues": 2},
+    ("fewer_queues", MigrationTest.fewer_queues, {"num_queues": 2},
      "ours.one-vq", "ours.round-robin"),
-    ("fewer_queues_same_vectors", VirtioScsiMigration.fewer_queues,
+    ("fewer_queues_same_vectors", MigrationTest.fewer_queues,
      {"num_queues": 2, "vectors": 7}, "ours.one-vq", "ours.round-robin"),
-    ("unknown_iothread", VirtioScsiMigration.unknown_iothread, None,
+    ("unknown_iothread", MigrationTest.unknown_iothread, None,
      "ours.one-vq", "ours.round-robin"),
 ]
 
+NEWER = [
+    *chain(live, "ours.one-vq", "newer.crossed", "ours.iothread",
+           "newer.round-robin", "ours.crossed"),
+    *chain(pending, "ours.crossed", "newer.one-vq", "ours.round-robin"),
+    *chain(save, "ours.round-robin", "newer.main-loop", "ours.one-vq"),
+]
 
-def add_tests():
+
+def add_tests(cls, tests):
     """Methods of the class; their names keep them in order."""
-    for i, (name, function, argument, source, dest) in enumerate(TESTS, 1):
+    for i, (name, function, argument, source, dest) in enumerate(tests, 1):
         def test(self, call=(function, argument, source, dest)):
             self.guarded(*call)
-        if "stock" in source + dest:
-            test = unittest.skipUnless(
-                os.getenv("QEMU_TEST_QEMU_BINARY_OTHER"),
-                "QEMU_TEST_QEMU_BINARY_OTHER is not set")(test)
+        for build, binary in BINARIES.items():
+            if build in source + dest:
+                test = unittest.skipUnless(os.getenv(binary),
+                                           f"{binary} is not set")(test)
         path = f"{name}_{source}_to_{dest}"
         path = path.replace(".", "_").replace("-", "_")
-        setattr(VirtioScsiMigration, f"test_{i:02}_{path}", test)
+        setattr(cls, f"test_{i:02}_{path}", test)
 
 
-add_tests()
+add_tests(VirtioScsiMigration, SAME)
+add_tests(VirtioScsiMigrationNewer, NEWER)
 
 if __name__ == '__main__':
     QemuSystemTest.main()
