@@ -94,11 +94,17 @@ static size_t vpd_identification(const SCSIDiskFacts *f,
     return p - data;
 }
 
+uint32_t scsi_disk_max_blocks(const SCSIDiskFacts *f, const SCSICommand *cmd)
+{
+    uint32_t max_io = f->max_io_size / cmd->blocksize;
+
+    return MIN_NON_ZERO(f->max_transfer / cmd->blocksize, max_io);
+}
+
 static size_t vpd_block_limits(const SCSIDiskFacts *f, const SCSICommand *cmd,
                                uint8_t *data)
 {
     const BlockConf *conf = &f->dev->conf;
-    uint32_t max_io = f->max_io_size / cmd->blocksize;
     SCSIBlockLimits limits = {
         .wsnz = true,
         .unmap_sectors = conf->discard_granularity / cmd->blocksize,
@@ -106,8 +112,7 @@ static size_t vpd_block_limits(const SCSIDiskFacts *f, const SCSICommand *cmd,
         .opt_io_size = conf->opt_io_size / cmd->blocksize,
         .max_unmap_sectors = f->max_unmap_size / cmd->blocksize,
         .max_unmap_descr = 255,     /* in 4 KiB, behind a header */
-        .max_io_sectors = MIN_NON_ZERO(f->max_transfer / cmd->blocksize,
-                                       max_io),
+        .max_io_sectors = scsi_disk_max_blocks(f, cmd),
     };
 
     return scsi_emulate_block_limits(data, &limits);

@@ -13,6 +13,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
+#include "qobject/qdict.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "scsi/constants.h"
@@ -23,7 +24,8 @@
 #define BLOCK       512
 #define LUN_BLOCKS  4096u
 #define LUN_BYTES   (LUN_BLOCKS * BLOCK)
-#define DATA_MAX    (64 * KiB + 32)
+#define DATA_MAX    (150 * KiB)
+#define HUGE        (64 * KiB + 32)
 
 /* The longest allocation length that is tried, and more bytes in the buffer */
 #define ALLOC_MAX   512
@@ -41,6 +43,15 @@ static QGuestAllocator vm_alloc;
 static QPCIBus *vm_bus;
 static int hd_fd;       /* LUN_HD's file, which has no name */
 
+/* The node of LUN_HD, up to the one that it has below */
+#define RAW         "\"driver\":\"raw\",\"file\":"
+/* One read that begins before READ_ERROR_LBA and comes to it fails. */
+#define READ_ERROR_LBA  1000
+#define READ_ERROR  "\"driver\":\"blkdebug\",\"inject-error\":[{" \
+                    "\"event\":\"none\",\"iotype\":\"read\"," \
+                    "\"sector\":" stringify(READ_ERROR_LBA) "," \
+                    "\"once\":true}],\"image\":"
+
 /* All JSON: plain -device options would be created before JSON ones. */
 static char *vm_args(const char *hd_path, const char *hd_node,
                      const char *hd_props, const char *cd_props)
@@ -48,12 +59,13 @@ static char *vm_args(const char *hd_path, const char *hd_node,
     return g_strdup_printf("-machine pc"
         " -object '{\"qom-type\":\"iothread\",\"id\":\"iot0\"}'"
         " -object '{\"qom-type\":\"iothread\",\"id\":\"iot1\"}'"
-        " -blockdev '{\"driver\":\"%s\",\"node-name\":\"disk\",\"file\":"
+        " -blockdev '{\"node-name\":\"disk\",%s"
         "{\"driver\":\"file\",\"locking\":\"off\",\"filename\":\"%s\"}}'"
         " -blockdev '{\"driver\":\"null-co\",\"node-name\":\"dvd\","
         "\"read-only\":true,\"read-zeroes\":true,\"size\":%" PRIu64 "}'"
         " -device '{\"driver\":\"virtio-scsi-pci\",\"id\":\"vs\","
-        "\"addr\":\"%u\",\"num_queues\":%u,\"iothread-vq-mapping\":"
+        "\"addr\":\"%u\",\"num_queues\":%u,\"virtqueue_size\":16,"
+        "\"iothread-vq-mapping\":"
         "[{\"iothread\":\"iot0\"},{\"iothread\":\"iot1\"}]}'"
         " -device '{\"driver\":\"scsi-hd\",\"id\":\"hd\",\"drive\":\"disk\","
         "\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,\"lun\":%u%s}'"
@@ -61,6 +73,16 @@ static char *vm_args(const char *hd_path, const char *hd_node,
         "\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,\"lun\":%u%s}'",
         hd_node, hd_path, (uint64_t)GiB, CTRL_SLOT, NUM_QUEUES, LUN_HD,
         hd_props, LUN_CD, cd_props);
+}
+
+static char *make_image(void)
+{
+    g_autofree uint8_t *image = g_malloc(LUN_BYTES);
+    char *path = mq_open_unnamed(&hd_fd);
+
+    mq_fill_pattern(image, 0, LUN_BLOCKS, 0);
+    g_assert_cmpint(pwrite(hd_fd, image, LUN_BYTES, 0), ==, LUN_BYTES);
+    return path;
 }
 
 static MqDev *begin_with(const char *qemu, char *args)
@@ -82,12 +104,9 @@ static MqDev *begin_with(const char *qemu, char *args)
 static MqDev *begin_on(const char *qemu, const char *hd_props,
                        const char *cd_props)
 {
-    g_autofree char *path = mq_open_unnamed(&hd_fd);
-    g_autofree uint8_t *image = g_malloc(LUN_BYTES);
+    g_autofree char *path = make_image();
 
-    mq_fill_pattern(image, 0, LUN_BLOCKS, 0);
-    g_assert_cmpint(pwrite(hd_fd, image, LUN_BYTES, 0), ==, LUN_BYTES);
-    return begin_with(qemu, vm_args(path, "raw", hd_props, cd_props));
+    return begin_with(qemu, vm_args(path, RAW, hd_props, cd_props));
 }
 
 static MqDev *begin(const char *hd_props, const char *cd_props)
@@ -367,8 +386,8 @@ static void test_huge_lengths(void)
     static MqAnswer a;
 
     cmd.cdb[1] = SAI_READ_CAPACITY_16;
-    set_field(cmd.cdb + 10, 4, DATA_MAX);
-    cmd.in_len = DATA_MAX;
+    set_field(cmd.cdb + 10, 4, HUGE);
+    cmd.in_len = HUGE;
     run(d, &cmd, &a);
     mq_expect_moved(&cmd, &a, 32);
     end(d);
@@ -652,6 +671,195 @@ static void test_mode_select(void)
 }
 
 /*
+ * VERIFY and WRITE SAME
+ */
+
+#define DIFFERS     0x1d00
+
+static MqCmd range_cmd(uint8_t opcode, unsigned byte1, uint32_t lba,
+                       uint32_t blocks)
+{
+    MqCmd cmd = mq_cmd(LUN_HD, opcode);
+    bool is_16 = opcode >> 5 == 4, is_12 = opcode >> 5 == 5;
+
+    cmd.cdb[1] = byte1;
+    set_field(cmd.cdb + (is_16 ? 6 : 2), 4, lba);
+    set_field(cmd.cdb + (is_16 ? 10 : is_12 ? 6 : 7), is_16 || is_12 ? 4 : 2,
+              blocks);
+    return cmd;
+}
+
+/* @data of @len bytes against @blocks from @lba on; @asc: 0 if it is good */
+static void verify(MqDev *d, uint8_t opcode, unsigned bytchk, uint32_t lba,
+                   uint32_t blocks, const uint8_t *data, size_t len,
+                   uint16_t asc)
+{
+    static MqAnswer a;
+    MqCmd cmd = range_cmd(opcode, bytchk << 1, lba, blocks);
+
+    cmd.out = data;
+    cmd.out_len = len;
+    run(d, &cmd, &a);
+    if (!asc) {
+        mq_expect_moved(&cmd, &a, len);
+    } else {
+        mq_expect_sense(&cmd, &a, asc == DIFFERS ? MISCOMPARE
+                                                 : ILLEGAL_REQUEST, asc);
+    }
+}
+
+static void check_verify(MqDev *d, uint8_t opcode, bool standard)
+{
+    enum { SAME_LBA = 3000, SAME_BLOCKS = 400 };
+    static const uint16_t counts[] = { 1, 8, 128, 300 };
+    static uint8_t data[DATA_MAX];
+
+    verify(d, opcode, 0, 5, 0, NULL, 0, 0);
+    verify(d, opcode, 0, 5, 7, NULL, 0, 0);
+    verify(d, opcode, 0, LUN_BLOCKS, 0, NULL, 0, 0);
+    verify(d, opcode, 0, LUN_BLOCKS - 1, 2, NULL, 0,
+           standard ? OUT_OF_RANGE : 0);
+    verify(d, opcode, 2, 5, 1, NULL, 0, INVALID_FIELD);
+    verify(d, opcode, 1, LUN_BLOCKS, 1, data, BLOCK, OUT_OF_RANGE);
+    verify(d, opcode, 3, LUN_BLOCKS - 1, 2, data, BLOCK, OUT_OF_RANGE);
+
+    for (unsigned i = 0; i < ARRAY_SIZE(counts); i++) {
+        size_t len = counts[i] * BLOCK;
+
+        mq_fill_pattern(data, 100, counts[i], 0);
+        verify(d, opcode, 1, 100, counts[i], data, len, 0);
+        verify(d, opcode, 1, 101, counts[i], data, len, DIFFERS);
+        data[len - 1] ^= 1;
+        verify(d, opcode, 1, 100, counts[i], data, len, DIFFERS);
+    }
+
+    /* The same block from SAME_LBA on, and another one behind it */
+    mq_fill_pattern(data, 0, 1, 1234);
+    for (unsigned i = 0; i < SAME_BLOCKS; i++) {
+        g_assert_cmpint(pwrite(hd_fd, data, BLOCK, (SAME_LBA + i) * BLOCK),
+                        ==, BLOCK);
+    }
+    verify(d, opcode, 3, SAME_LBA, SAME_BLOCKS, data, BLOCK, 0);
+    verify(d, opcode, 3, SAME_LBA, SAME_BLOCKS + 1, data, BLOCK, DIFFERS);
+    verify(d, opcode, 3, SAME_LBA - 1, 2, data, BLOCK, DIFFERS);
+}
+
+static void test_verify(void)
+{
+    static const uint8_t opcodes[] = { VERIFY_10, VERIFY_12, VERIFY_16 };
+
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(opcodes); i++) {
+        MqDev *d = begin(i % 2 ? STANDARD : "", "");
+
+        check_verify(d, opcodes[i / 2], i % 2);
+        end(d);
+    }
+}
+
+static void wait_migrated(QTestState *qts)
+{
+    gint64 start = 0;
+
+    while (true) {
+        g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-migrate'}");
+        const char *status =
+            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
+
+        g_assert_cmpstr(status, !=, "failed");
+        if (status && g_str_equal(status, "completed")) {
+            return;
+        }
+        mq_pause(&start, "the end of a migration");
+    }
+}
+
+/* A read fails, the VM stops, and the rest is done elsewhere. */
+static void test_verify_migrate(void)
+{
+    enum { LBA = READ_ERROR_LBA - 2, BLOCKS = 8 };
+    static const char props[] = ",\"werror\":\"stop\"";
+    g_autofree char *disk = make_image();
+    g_autofree char *to_args = NULL, *uri = NULL, *file = NULL;
+    uint8_t data[BLOCKS * BLOCK];
+    struct virtio_scsi_cmd_resp resp;
+    MqCmd cmd = range_cmd(VERIFY_10, 1 << 1, LBA, BLOCKS);
+    MqDev *d = begin_with(NULL, vm_args(disk, READ_ERROR, props, ""));
+    QTestState *from = d->qts, *to;
+    MqSlot *slot;
+    int fd;
+
+    mq_fill_pattern(data, LBA, BLOCKS, 0);
+    cmd.out = data;
+    cmd.out_len = sizeof(data);
+    slot = mq_post_cmd(mq_queue(d, 1), &cmd);
+    mq_flush(mq_queue(d, 1));
+    qtest_qmp_eventwait(d->qts, "STOP");
+
+    g_free(disk);
+    disk = g_strdup_printf("/proc/%d/fd/%d", (int)getpid(), hd_fd);
+    file = vm_args(disk, RAW, props, "");
+    to_args = g_strdup_printf("%s -incoming defer", file);
+    to = qtest_init(to_args);
+    g_free(file);
+    file = mq_open_unnamed(&fd);
+    uri = g_strdup_printf("file:%s", file);
+    qtest_qmp_assert_success(from,
+        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(from);
+    qtest_qmp_assert_success(to,
+        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(to);
+    close(fd);
+    mq_migrated(d, to);
+    qtest_quit(from);
+    qtest_qmp_assert_success(to, "{'execute': 'cont'}");
+
+    mq_wait(slot);
+    mq_read_resp(slot, &resp, sizeof(resp));
+    mq_release(slot);
+    mq_assert_good(&resp);
+    end(d);
+}
+
+/* No more blocks than VPD page B0h says */
+static void test_write_same(void)
+{
+    static const uint8_t opcodes[] = { WRITE_SAME_10, WRITE_SAME_16 };
+    static const uint8_t block[BLOCK];
+    static MqAnswer a;
+
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(opcodes); i++) {
+        bool standard = i % 2;
+        MqDev *d = begin(standard ? ",\"max_io_size\":65536" STANDARD
+                                  : ",\"max_io_size\":65536", "");
+        MqCmd cmd = mq_cmd(LUN_HD, INQUIRY);
+
+        cmd.cdb[1] = 1;
+        cmd.cdb[2] = 0xb0;
+        cmd.cdb[4] = 64;
+        cmd.in_len = 64;
+        run(d, &cmd, &a);
+        g_assert_cmpuint(ldl_be_p(a.in + 40), ==, 128);
+
+        cmd = range_cmd(opcodes[i / 2], 0, 7, 128);
+        cmd.out = block;
+        cmd.out_len = BLOCK;
+        run(d, &cmd, &a);
+        mq_expect_moved(&cmd, &a, BLOCK);
+        cmd = range_cmd(opcodes[i / 2], 0, 7, 129);
+        cmd.out = block;
+        cmd.out_len = BLOCK;
+        run(d, &cmd, &a);
+        if (standard) {
+            mq_expect_sense(&cmd, &a, ILLEGAL_REQUEST, INVALID_FIELD);
+        } else {
+            mq_expect_moved(&cmd, &a, BLOCK);
+        }
+        end(d);
+    }
+}
+
+/*
  * Another QEMU's answers, by default
  */
 
@@ -774,6 +982,9 @@ static const struct {
     { "commands/opcodes", test_opcodes },
     { "commands/usage", test_usage },
     { "commands/tmfs", test_tmfs },
+    { "verify/data", test_verify },
+    { "verify/migrate", test_verify_migrate },
+    { "write-same", test_write_same },
     { "default/nothing-new", test_default },
     { "default/other-qemu", test_other },
 };

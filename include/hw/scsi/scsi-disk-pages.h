@@ -75,6 +75,18 @@ int scsi_disk_inquiry(const SCSIDiskFacts *f, const SCSICommand *cmd,
                       uint8_t *buf);
 
 /**
+ * scsi_disk_max_blocks:
+ * @f: the facts
+ * @cmd: a command
+ *
+ * MAXIMUM TRANSFER LENGTH and MAXIMUM WRITE SAME LENGTH of page B0h.
+ *
+ * Context: any thread.
+ * Returns: blocks of the command's size, or 0 if there is no limit.
+ */
+uint32_t scsi_disk_max_blocks(const SCSIDiskFacts *f, const SCSICommand *cmd);
+
+/**
  * scsi_disk_mode_pages:
  * @f: the facts
  * @code: of a mode page, or MODE_PAGE_ALLS
