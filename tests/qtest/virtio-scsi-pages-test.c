@@ -45,6 +45,7 @@ static int hd_fd;       /* LUN_HD's file, which has no name */
 
 /* The node of LUN_HD, up to the one that it has below */
 #define RAW         "\"driver\":\"raw\",\"file\":"
+#define QCOW2       "\"driver\":\"qcow2\",\"file\":"
 /* One read that begins before READ_ERROR_LBA and comes to it fails. */
 #define READ_ERROR_LBA  1000
 #define READ_ERROR  "\"driver\":\"blkdebug\",\"inject-error\":[{" \
@@ -456,6 +457,121 @@ static void test_vpd_list(void)
     check_vpd_list(d, LUN_HD);
     check_vpd_list(d, LUN_CD);
     end(d);
+}
+
+/* A VPD page; returns the length without header */
+static size_t id_page(MqDev *d, uint16_t lun, uint8_t page, MqAnswer *a)
+{
+    MqCmd cmd = mq_cmd(lun, INQUIRY);
+
+    cmd.cdb[1] = 1;
+    cmd.cdb[2] = page;
+    cmd.cdb[3] = 2;
+    cmd.in_len = 512;
+    run(d, &cmd, a);
+    mq_expect_moved(&cmd, a, 4 + field(a->in + 2, 2));
+    return field(a->in + 2, 2);
+}
+
+/* Two LUNs that nothing was said about are not the same one. */
+static void test_unique(void)
+{
+    static MqAnswer hd, cd;
+    MqDev *d = begin(STANDARD, STANDARD);
+    size_t len = id_page(d, LUN_HD, 0x83, &hd);
+
+    g_assert_cmpuint(id_page(d, LUN_CD, 0x83, &cd), ==, len);
+    g_assert_cmpuint(len, >, 4 + 8);
+    g_assert_cmpuint(hd.in[4], ==, 2);      /* ASCII */
+    g_assert_cmpuint(hd.in[5], ==, 1);      /* T10 vendor identification */
+    g_assert_cmpuint(hd.in[7], ==, len - 4);
+    g_assert_cmpmem(hd.in + 8, 8, "QEMU    ", 8);
+    g_assert_cmpint(memcmp(hd.in + 8, cd.in + 8, len - 4), !=, 0);
+    end(d);
+
+    /* By default there is nothing, as in QEMU 10.0. */
+    d = begin("", "");
+    g_assert_cmpuint(id_page(d, LUN_HD, 0x83, &hd), ==, 0);
+    end(d);
+}
+
+/* A serial number longer than 36 characters: whole, or its beginning */
+static void test_long_serial(void)
+{
+    g_autofree char *serial = g_strnfill(252, 's');
+    g_autofree char *props = NULL;
+    static MqAnswer a;
+
+    memcpy(serial, "0123456789", 10);
+    props = g_strdup_printf(",\"serial\":\"%s\"", serial);
+    for (unsigned standard = 0; standard < 2; standard++) {
+        g_autofree char *all = g_strconcat(props, standard ? STANDARD : "",
+                                           NULL);
+        MqDev *d = begin(all, "");
+        size_t len = id_page(d, LUN_HD, 0x80, &a);
+
+        g_assert_cmpmem(a.in + 4, len, serial, 252);
+        len = id_page(d, LUN_HD, 0x83, &a);
+        g_assert_cmpuint(a.in[5], ==, 0);   /* vendor specific */
+        g_assert_cmpmem(a.in + 8, a.in[7], serial, 20);
+        if (standard) {
+            g_assert_cmpuint(a.in[29], ==, 1);
+            g_assert_cmpuint(a.in[31], ==, 252);
+            g_assert_cmpmem(a.in + 56, 228, serial, 228);
+            g_assert_cmpuint(len, ==, 24 + 4 + 252);
+        } else {
+            g_assert_cmpuint(len, ==, 24);
+        }
+        end(d);
+    }
+}
+
+/* An empty qcow2 image (docs/interop/qcow2.rst) with clusters of 64 KiB */
+static char *make_qcow2(void)
+{
+    enum { CLUSTER = 64 * KiB };
+    g_autofree uint8_t *image = g_malloc0(4 * CLUSTER);
+    char *path = mq_open_unnamed(&hd_fd);
+
+    memcpy(image, "QFI\xfb", 4);
+    stl_be_p(image + 4, 2);                     /* version */
+    stl_be_p(image + 20, 16);                   /* cluster bits */
+    stq_be_p(image + 24, LUN_BYTES);
+    stl_be_p(image + 36, 1);                    /* L1 entries */
+    stq_be_p(image + 40, 3 * CLUSTER);          /* L1 table */
+    stq_be_p(image + 48, CLUSTER);              /* refcount table */
+    stl_be_p(image + 56, 1);                    /* its clusters */
+    stq_be_p(image + CLUSTER, 2 * CLUSTER);
+    for (unsigned i = 0; i < 4; i++) {
+        stw_be_p(image + 2 * CLUSTER + 2 * i, 1);
+    }
+    g_assert_cmpint(pwrite(hd_fd, image, 4 * CLUSTER, 0), ==, 4 * CLUSTER);
+    return path;
+}
+
+/* The granularity that is told is that of the image, unless it was given. */
+static void test_granularity(void)
+{
+    static const struct {
+        const char *node, *props;
+        unsigned bytes;
+    } cases[] = {
+        { QCOW2, "", 4096 },
+        { QCOW2, STANDARD, 65536 },
+        { QCOW2, ",\"discard_granularity\":8192" STANDARD, 8192 },
+        { RAW, STANDARD, 4096 },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *path = make_qcow2();
+        static MqAnswer a;
+        MqDev *d = begin_with(NULL, vm_args(path, cases[i].node,
+                                            cases[i].props, ""));
+
+        id_page(d, LUN_HD, 0xb0, &a);
+        g_assert_cmpuint(ldl_be_p(a.in + 28) * BLOCK, ==, cases[i].bytes);
+        end(d);
+    }
 }
 
 /*
@@ -978,6 +1094,9 @@ static const struct {
     { "lengths/huge", test_huge_lengths },
     { "inquiry", test_inquiry },
     { "vpd/list", test_vpd_list },
+    { "vpd/unique", test_unique },
+    { "vpd/long-serial", test_long_serial },
+    { "vpd/granularity", test_granularity },
     { "mode/select", test_mode_select },
     { "commands/opcodes", test_opcodes },
     { "commands/usage", test_usage },

@@ -31,6 +31,7 @@
  * @tmfs: the HBA's task management functions, the first two bytes of REPORT
  *        SUPPORTED TASK MANAGEMENT FUNCTIONS; 0 if it doesn't tell
  * @quirks: bits SCSI_DISK_QUIRK_*
+ * @unique: scsi_disk_unique_name(), if page 83h shall have it
  * @max_transfer: of the node below, in bytes, or 0
  * @max_io_size, @max_unmap_size: bytes, from the properties
  *
@@ -51,12 +52,25 @@ typedef struct SCSIDiskFacts {
     const char *version;
     const char *serial;
     const char *device_id;
+    const char *unique;
     uint16_t port_index;
     uint16_t rotation_rate;
     int max_transfer;
     uint64_t max_io_size;
     uint64_t max_unmap_size;
 } SCSIDiskFacts;
+
+/**
+ * scsi_disk_unique_name:
+ * @dev: the LUN, on its bus
+ *
+ * The VM's UUID, if it has one, and the path of the device.  Both are the same
+ * after a restart and after a migration.
+ *
+ * Context: main loop.
+ * Returns: a string for g_free().
+ */
+char *scsi_disk_unique_name(SCSIDevice *dev);
 
 /**
  * scsi_disk_inquiry:
