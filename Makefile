@@ -94,7 +94,7 @@ check-libvirt: build ## a real libvirt: mapped controllers from XML, hotplug, sa
 
 check-guest: build stock ## iscsi-test-cu, sg3_utils, fio, ext4 and xfs in a guest, ours and stock
 	@scripts/build/deps run
-	@scripts/lab/check-guest
+	@scripts/lab/functional suites
 
 check-migration: build stock ## a guest at work moves between QEMUs, ours and stock
 	@scripts/build/deps run

@@ -74,13 +74,13 @@ def accelerator():
             f"KVM: the CPU has {able.group(1)} and /dev/kvm opens")
 
 
-def guest_options(guest, console, agent, vcpus, memory):
+def guest_options(guest, initrd, console, agent, vcpus, memory):
     """QEMU's options for a guest from the folder guest, with a file for its
     console and a Unix socket for its shell."""
     return accelerator()[0] + [
         "-smp", str(vcpus), "-m", memory, "-nodefaults", "-no-reboot",
         "-name", "debug-threads=on",
-        "-kernel", f"{guest}/vmlinuz", "-initrd", f"{guest}/initrd",
+        "-kernel", f"{guest}/vmlinuz", "-initrd", f"{guest}/{initrd}",
         "-append", "console=ttyS0 mitigations=off panic=-1 job=agent",
         "-serial", f"file:{console}",
         "-chardev", f"socket,id=agent,path={agent},server=on,wait=off",
@@ -111,6 +111,7 @@ class GuestShell:
         self.socket = None
         self.rest = b""
         self.alarm = lambda: None   # raises if the guest can't answer
+        self.other = lambda text: None  # gets lines that are no answer
 
     def close(self):
         if self.socket:
@@ -197,6 +198,8 @@ class GuestShell:
                     sent = 0
                 elif text == f"@again {number}":
                     sent = 0
+                elif not re.match(r"@|\d+\|", text):
+                    self.other(text)
 
     def start(self, name, command):
         """Run a command in the background; finish() asks for its end."""

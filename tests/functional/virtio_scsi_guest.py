@@ -4,7 +4,8 @@ test class that repeats what a fault of the emulator spoiled.
 
 The guest comes from the folder QEMU_TEST_GUEST: vmlinuz, and an initrd with
 busybox, fio and drivers of virtio-scsi, whose init does what guest_shell.py
-says on ttyS1 if the kernel's command line has job=agent.
+says on ttyS1 if the kernel's command line has job=agent.  What else
+test_virtio_scsi_suites.py wants of it is said there.
 """
 
 import functools
@@ -16,7 +17,7 @@ import tempfile
 import unittest
 
 from guest_shell import (EmulatorFault, FAULT, GuestError, GuestShell, STALL,
-                         expect, guest_options, interrupts, iothread_times,
+                         WORK, expect, guest_options, interrupts, iothread_times,
                          read_threads, repeated)
 from qemu.machine import QEMUMachine
 
@@ -65,6 +66,7 @@ class GuestMachine(GuestLogs, QEMUMachine):
     """
 
     number = 0                  # in the names of logs
+    initrd = "initrd"
 
     def __init__(self, binary, label, args, logs=None, vcpus=4, memory="256M"):
         # The path of a Unix socket must be short.
@@ -78,7 +80,7 @@ class GuestMachine(GuestLogs, QEMUMachine):
         self.shell = GuestShell(f"{self.folder}/agent")
         self.shell.alarm = self.check_alive
         self.excused = None         # pattern of what QEMU may complain of
-        self.options = guest_options(os.environ["QEMU_TEST_GUEST"],
+        self.options = guest_options(os.environ["QEMU_TEST_GUEST"], self.initrd,
                                      self.console, self.shell.path, vcpus,
                                      memory) + list(args)
         # Whatever ends this program ends QEMU.
@@ -92,6 +94,11 @@ class GuestMachine(GuestLogs, QEMUMachine):
         try:
             self.shell.run("true", limit)
         except GuestError as error:
+            # A panic ends QEMU; before init there is no driver of the device.
+            if self.exitcode() == 0 and not any(
+                    "Run /init" in s for s in self.lines_of(self.console)):
+                raise EmulatorFault(f"{self.label}: the guest's kernel died "
+                                    "before it ran init") from None
             self.check_alive()
             raise GuestError(f"{self.label}: no boot: {error}"
                              + self.tail()) from None
@@ -137,6 +144,25 @@ class GuestMachine(GuestLogs, QEMUMachine):
         """{iothread's id: seconds of CPU so far}"""
         threads = list(read_threads(self.get_pid()).values())
         return {name: t.cpu for name, t in iothread_times(threads).items()}
+
+    def work(self):
+        """What each IOThread and each request queue has done so far: seconds of
+        CPU, interrupts."""
+        return self.iothread_seconds(), self.interrupts()
+
+    def idle_since(self, work, queues):
+        """Complaints, where so many queues with an IOThread each were to have
+        as much to do since then."""
+        (before, irqs), (after, later) = work, self.work()
+        if not len(after) == len(later) == queues:
+            yield f"{len(after)} IOThreads, {len(later)} queues in the guest"
+        for i, (old, new) in enumerate(zip(irqs, later)):
+            if new <= old:
+                yield f"queue {i} never interrupted the guest"
+        used = {name: after[name] - before[name] for name in after}
+        for name, seconds in used.items():
+            if seconds <= max(WORK, 0.1 * sum(used.values()) / queues):
+                yield f"{name} did no work: CPU seconds {used}"
 
     def end(self):
         """Orderly end: QEMU must end with status 0 and without complaint."""
@@ -219,7 +245,7 @@ class GuestTest:
     def guarded(self, function, *args):
         """Run a test; after a failure the next one begins with a boot."""
         try:
-            function(self, *args)
+            return function(self, *args)
         except unittest.SkipTest:
             raise
         except BaseException:

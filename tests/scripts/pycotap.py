@@ -46,6 +46,9 @@ class TAPTestResult(unittest.TestResult):
         super().addSubTest(test, subtest, err)
         if err:
             self.failed(subtest, err)
+        else:
+            self.passed += 1
+            self.line("ok", subtest)
 
 
 class TAPTestRunner:
