@@ -836,6 +836,7 @@ static void check_verify(MqDev *d, uint8_t opcode, bool standard)
     verify(d, opcode, 0, LUN_BLOCKS - 1, 2, NULL, 0,
            standard ? OUT_OF_RANGE : 0);
     verify(d, opcode, 2, 5, 1, NULL, 0, INVALID_FIELD);
+    verify(d, opcode, 0x11, 5, 1, data, BLOCK, INVALID_FIELD);
     verify(d, opcode, 1, LUN_BLOCKS, 1, data, BLOCK, OUT_OF_RANGE);
     verify(d, opcode, 3, LUN_BLOCKS - 1, 2, data, BLOCK, OUT_OF_RANGE);
 
