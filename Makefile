@@ -15,7 +15,7 @@ unexport MAKEFLAGS MFLAGS
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
-        check-guest check-libvirt check-migration check-backends \
+        check-model check-guest check-libvirt check-migration check-backends \
         bench bench-nbd profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
@@ -38,6 +38,7 @@ help: ## this list
 #:         make check-libvirt   mapped controllers from XML, hotplug, save, migrate
 #:           PEER=sid           these two with QEMU or libvirt of Debian's sid
 #:         make check-docs      the pages' commands, QMP and messages
+#:         make check-model     who owns a virtqueue, by Spin: all states
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
 #:         make profile         where the time goes: CONFIG=NAME CACHELINES=1
@@ -131,6 +132,10 @@ check-docs: build ## our pages without a warning; their commands, QMP and messag
 	@scripts/build/deps docs
 	@scripts/docs/docs --check
 
+check-model: ## the model of who owns a virtqueue holds, and each mutant of it fails
+	@scripts/build/deps model
+	@scripts/check/check-model
+
 series: base ## our changes as mails to git am, with a cover letter, in build/series
 	@scripts/build/deps series
 	@scripts/series/series
@@ -164,7 +169,7 @@ clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \
 	    build/tsan build/stock-tsan build/asan \
 	    build/check build/bench build/series build/check-series \
-	    build/docs build/docs.warnings build/deb \
+	    build/docs build/docs.warnings build/deb build/model \
 	    build/qemu-* build/*.log build/.[a-z]*
 
 distclean: ## delete build/ altogether
