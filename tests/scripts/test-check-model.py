@@ -95,6 +95,12 @@ def main():
               sorted(model.MUTANTS))
     tap.result(len(mutants) >= 8 and set(model.MUTANTS.values())
                <= set(model.RUNS), "each has a run", model.MUTANTS)
+    with open(f"{TOP}/docs/devel/virtio-scsi-threads.rst",
+              encoding="utf-8") as file:
+        table = file.read().partition("\nrun  ")[2].partition("\n\n")[0]
+    tap.equal("the page's runs are those of the program",
+              re.findall(r"^([a-z].*?)  +\S", table, re.M),
+              list(model.RUNS))
     return tap.end()
 
 
