@@ -47,7 +47,7 @@ help: ## this list
 #:                              APPLY_ONLY=1)
 #:         make deb             Debian's source package with them (BUILD=1 binaries)
 #:         make check-deb       it unpacks to our files, and compiles
-#: Each target calls the program of that name below scripts/; its --help tells more.
+#: Each target calls programs below scripts/; their --help tells more.
 
 build: base ## QEMU with our files, as build/qemu-system-x86_64 (the default)
 	@scripts/build/overlay
