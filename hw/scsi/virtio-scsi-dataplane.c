@@ -226,16 +226,22 @@ static int dataplane_set_notifiers(VirtIOSCSI *s)
 
 /*
  * All that has been begun ends, or waits for the VM to be resumed; nobody works
- * on any request or virtqueue then, and new kicks aren't ours.  Who ends these
- * waits: the host's I/O, and the main loop's event loop, which runs meanwhile.
+ * on any request or virtqueue then.  New kicks aren't ours meanwhile, nor is
+ * what a pending main_bh would find: it would be begun again.  The caller sees to
+ * it that somebody looks at the rings later.  Who ends these waits: the host's
+ * I/O, and the main loop's event loop, which runs meanwhile.
  */
 void virtio_scsi_settle(VirtIOSCSI *s)
 {
+    bool accepted = s->accepts_kicks;
+
+    qatomic_set(&s->accepts_kicks, false);
     /* If the VM is stopped, the LUNs restart them when it goes on. */
     if (scsi_bus_wait_idle(&s->bus) && runstate_is_running()) {
         s->wants_restart = true;
     }
     virtio_scsi_ctrl_settle(s);
+    qatomic_set(&s->accepts_kicks, accepted);
 }
 
 static void dataplane_rehome(VirtIOSCSI *s, bool in_contexts)
