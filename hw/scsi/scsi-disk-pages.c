@@ -70,12 +70,15 @@ static uint8_t *put_t10(const SCSIDiskFacts *f, uint8_t *p)
     size_t len;
 
     strpadcpy(id, T10_VENDOR, f->vendor, ' ');
-    if (f->serial) {
+    /* The end tells disks apart. */
+    if (f->serial && f->serial[0]) {
+        const size_t max = T10_MAX - T10_VENDOR - T10_PRODUCT;
+
+        len = strlen(f->serial);
         strpadcpy(id + T10_VENDOR, T10_PRODUCT, f->product, ' ');
-        pstrcpy(id + T10_VENDOR + T10_PRODUCT,
-                sizeof(id) - T10_VENDOR - T10_PRODUCT, f->serial);
+        pstrcpy(id + T10_VENDOR + T10_PRODUCT, max + 1,
+                f->serial + len - MIN(len, max));
     } else {
-        /* The end tells disks apart. */
         len = strlen(f->unique);
         pstrcpy(id + T10_VENDOR, sizeof(id) - T10_VENDOR,
                 f->unique + len - MIN(len, T10_MAX - T10_VENDOR));

@@ -227,9 +227,9 @@ static int dataplane_set_notifiers(VirtIOSCSI *s)
 /*
  * All that has been begun ends, or waits for the VM to be resumed; nobody works
  * on any request or virtqueue then.  New kicks aren't ours meanwhile, nor is
- * what a pending main_bh would find: it would be begun again.  The caller sees to
- * it that somebody looks at the rings later.  Who ends these waits: the host's
- * I/O, and the main loop's event loop, which runs meanwhile.
+ * what a pending main_bh would find.  The caller sees to it that somebody looks
+ * at the rings later.  Who ends these waits: the host's I/O, and the event loop
+ * of the main loop, which runs meanwhile.
  */
 void virtio_scsi_settle(VirtIOSCSI *s)
 {

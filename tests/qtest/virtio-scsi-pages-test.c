@@ -503,6 +503,7 @@ static void test_long_serial(void)
     static MqAnswer a;
 
     memcpy(serial, "0123456789", 10);
+    memcpy(serial + 242, "9876543210", 10);
     props = g_strdup_printf(",\"serial\":\"%s\"", serial);
     for (unsigned standard = 0; standard < 2; standard++) {
         g_autofree char *all = g_strconcat(props, standard ? STANDARD : "",
@@ -517,7 +518,8 @@ static void test_long_serial(void)
         if (standard) {
             g_assert_cmpuint(a.in[29], ==, 1);
             g_assert_cmpuint(a.in[31], ==, 252);
-            g_assert_cmpmem(a.in + 56, 228, serial, 228);
+            /* Its end tells disks apart. */
+            g_assert_cmpmem(a.in + 56, 228, serial + 24, 228);
             g_assert_cmpuint(len, ==, 24 + 4 + 252);
         } else {
             g_assert_cmpuint(len, ==, 24);
@@ -890,20 +892,43 @@ static void wait_migrated(QTestState *qts)
     }
 }
 
-/* A read fails, the VM stops, and the rest is done elsewhere. */
+/* Move the stopped VM to a new QEMU with the image that hd_fd is. */
+static QTestState *hop(QTestState *from, const char *props)
+{
+    g_autofree char *disk = g_strdup_printf("/proc/%d/fd/%d", (int)getpid(),
+                                            hd_fd);
+    g_autofree char *args = vm_args(disk, RAW, props, "");
+    g_autofree char *to_args = g_strdup_printf("%s -incoming defer", args);
+    QTestState *to = qtest_init(to_args);
+    int fd;
+    g_autofree char *file = mq_open_unnamed(&fd);
+    g_autofree char *uri = g_strdup_printf("file:%s", file);
+
+    qtest_qmp_assert_success(from,
+        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(from);
+    qtest_qmp_assert_success(to,
+        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(to);
+    close(fd);
+    return to;
+}
+
+/*
+ * A read fails, the VM stops, moves on twice, and the rest is done there; the
+ * data come from guest memory again.
+ */
 static void test_verify_migrate(void)
 {
     enum { LBA = READ_ERROR_LBA - 2, BLOCKS = 8 };
-    static const char props[] = ",\"werror\":\"stop\"";
+    static const char props[] = ",\"rerror\":\"stop\"";
     g_autofree char *disk = make_image();
-    g_autofree char *to_args = NULL, *uri = NULL, *file = NULL;
     uint8_t data[BLOCKS * BLOCK];
     struct virtio_scsi_cmd_resp resp;
     MqCmd cmd = range_cmd(VERIFY_10, 1 << 1, LBA, BLOCKS);
     MqDev *d = begin_with(NULL, vm_args(disk, READ_ERROR, props, ""));
-    QTestState *from = d->qts, *to;
+    QTestState *from = d->qts, *via, *to;
     MqSlot *slot;
-    int fd;
 
     mq_fill_pattern(data, LBA, BLOCKS, 0);
     cmd.out = data;
@@ -912,29 +937,34 @@ static void test_verify_migrate(void)
     mq_flush(mq_queue(d, 1));
     qtest_qmp_eventwait(d->qts, "STOP");
 
-    g_free(disk);
-    disk = g_strdup_printf("/proc/%d/fd/%d", (int)getpid(), hd_fd);
-    file = vm_args(disk, RAW, props, "");
-    to_args = g_strdup_printf("%s -incoming defer", file);
-    to = qtest_init(to_args);
-    g_free(file);
-    file = mq_open_unnamed(&fd);
-    uri = g_strdup_printf("file:%s", file);
-    qtest_qmp_assert_success(from,
-        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(from);
-    qtest_qmp_assert_success(to,
-        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(to);
-    close(fd);
+    via = hop(from, props);
+    to = hop(via, props);
     mq_migrated(d, to);
     qtest_quit(from);
+    qtest_quit(via);
     qtest_qmp_assert_success(to, "{'execute': 'cont'}");
 
     mq_wait(slot);
     mq_read_resp(slot, &resp, sizeof(resp));
     mq_release(slot);
     mq_assert_good(&resp);
+    end(d);
+}
+
+/* NDOB: zeroes, without data that say so */
+static void test_ndob(void)
+{
+    enum { LBA = 400, BLOCKS = 9 };
+    static const uint8_t zeroes[BLOCK];
+    static MqAnswer a;
+    MqDev *d = begin("", "");
+    MqCmd cmd = range_cmd(WRITE_SAME_16, 1, LBA, BLOCKS);
+
+    verify(d, VERIFY_10, 3, LBA, 1, zeroes, BLOCK, DIFFERS);
+    run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 0);
+    verify(d, VERIFY_10, 3, LBA, BLOCKS, zeroes, BLOCK, 0);
+    verify(d, VERIFY_10, 3, LBA, BLOCKS + 1, zeroes, BLOCK, DIFFERS);
     end(d);
 }
 
@@ -1104,6 +1134,7 @@ static const struct {
     { "commands/tmfs", test_tmfs },
     { "verify/data", test_verify },
     { "verify/migrate", test_verify_migrate },
+    { "write-same-ndob", test_ndob },
     { "write-same", test_write_same },
     { "default/nothing-new", test_default },
     { "default/other-qemu", test_other },
