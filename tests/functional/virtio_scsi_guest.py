@@ -95,8 +95,8 @@ class GuestMachine(GuestLogs, QEMUMachine):
             self.shell.run("true", limit)
         except GuestError as error:
             # A panic ends QEMU; before init there is no driver of the device.
-            if self.exitcode() == 0 and not any(
-                    "Run /init" in s for s in self.lines_of(self.console)):
+            text = "\n".join(self.lines_of(self.console))
+            if "Kernel panic" in text and "Run /init" not in text:
                 raise EmulatorFault(f"{self.label}: the guest's kernel died "
                                     "before it ran init") from None
             self.check_alive()
