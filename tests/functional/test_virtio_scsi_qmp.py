@@ -24,6 +24,7 @@ TYPES = ("virtio-scsi-pci", "virtio-scsi-device", "virtio-blk-pci",
          "vhost-scsi-pci", "scsi-hd", "scsi-cd", "scsi-block", "scsi-generic")
 NEW_PROPERTIES = {
     ("scsi-hd", "request-merging"), ("scsi-cd", "request-merging"),
+    ("scsi-hd", "standard-answers"), ("scsi-cd", "standard-answers"),
     ("virtio-scsi-pci", "iothread-vq-balance"),
     ("virtio-scsi-device", "iothread-vq-balance"),
 }
