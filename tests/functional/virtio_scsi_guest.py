@@ -17,8 +17,8 @@ import tempfile
 import unittest
 
 from guest_shell import (EmulatorFault, FAULT, GuestError, GuestShell, STALL,
-                         WORK, expect, guest_options, interrupts, iothread_times,
-                         read_threads, repeated)
+                         WORK, expect, guest_options, interrupts,
+                         iothread_times, read_threads, repeated)
 from qemu.machine import QEMUMachine
 
 BOOT_LIMIT = 180                # seconds, generous
