@@ -555,23 +555,6 @@ static void test_block_size_race(void *obj, void *arg, QGuestAllocator *alloc)
     end(d);
 }
 
-static void wait_migrated(QTestState *qts)
-{
-    gint64 start = 0;
-
-    while (true) {
-        g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-migrate'}");
-        const char *status =
-            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
-
-        g_assert_cmpstr(status, !=, "failed");
-        if (status && g_str_equal(status, "completed")) {
-            return;
-        }
-        mq_pause(&start, "the end of a migration");
-    }
-}
-
 static void test_block_size_migrate(void *obj, void *arg,
                                     QGuestAllocator *alloc)
 {
@@ -580,9 +563,6 @@ static void test_block_size_migrate(void *obj, void *arg,
     g_autoptr(GString) args = g_string_new(qos_get_current_command_line());
     MqDev *d = begin(obj, alloc);
     QTestState *to;
-    int fd;
-    g_autofree char *path = mq_open_unnamed(&fd);
-    g_autofree char *uri = g_strdup_printf("file:%s", path);
 
     add_vm(args, disk);
     g_string_append(args, " -incoming defer");
@@ -590,13 +570,7 @@ static void test_block_size_migrate(void *obj, void *arg,
 
     set_block_size(d, 0, 4096);
     qtest_qmp_assert_success(d->qts, "{'execute': 'stop'}");
-    qtest_qmp_assert_success(d->qts,
-        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(d->qts);
-    qtest_qmp_assert_success(to,
-        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(to);
-    close(fd);
+    mq_migrate(d->qts, to);
     mq_migrated(d, to);
     qtest_qmp_assert_success(to, "{'execute': 'cont'}");
 

@@ -294,6 +294,40 @@ void mq_reset(MqDev *d)
     forget_queues(d);
 }
 
+static void wait_migrated(QTestState *qts)
+{
+    gint64 start = 0;
+
+    while (true) {
+        g_autoptr(QDict) resp = qtest_qmp(qts,
+                                          "{'execute': 'query-migrate'}");
+        const char *status =
+            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
+
+        g_assert_cmpstr(status, !=, "failed");
+        if (status && g_str_equal(status, "completed")) {
+            return;
+        }
+        mq_pause(&start, "the end of a migration");
+    }
+}
+
+/* Move the VM by a file to @to, which waits with "-incoming defer". */
+void mq_migrate(QTestState *from, QTestState *to)
+{
+    int fd;
+    g_autofree char *path = mq_open_unnamed(&fd);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+
+    qtest_qmp_assert_success(from,
+        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(from);
+    qtest_qmp_assert_success(to,
+        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
+    wait_migrated(to);
+    close(fd);
+}
+
 /*
  * The VM goes on in @to.  Guest memory and registers are there as they were,
  * so that positions and addresses stay valid.

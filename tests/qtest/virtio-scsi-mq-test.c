@@ -1902,39 +1902,6 @@ static void add_migrated_lun(QTestState *qts, unsigned lun, const char *path,
         id, name, lun);
 }
 
-static void wait_migrated(QTestState *qts)
-{
-    gint64 start = 0;
-
-    while (true) {
-        g_autoptr(QDict) resp = qtest_qmp(qts,
-                                          "{'execute': 'query-migrate'}");
-        const char *status =
-            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
-
-        g_assert_cmpstr(status, !=, "failed");
-        if (status && g_str_equal(status, "completed")) {
-            return;
-        }
-        mq_pause(&start, "the end of a migration");
-    }
-}
-
-static void migrate(QTestState *from, QTestState *to)
-{
-    int fd;
-    g_autofree char *path = mq_open_unnamed(&fd);
-    g_autofree char *uri = g_strdup_printf("file:%s", path);
-
-    qtest_qmp_assert_success(from,
-        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(from);
-    qtest_qmp_assert_success(to,
-        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(to);
-    close(fd);
-}
-
 typedef struct Waiting {
     MqSlot *slot;
     uint16_t lun;
@@ -2091,7 +2058,7 @@ static void check_migration(QPCIBus *bus, QGuestAllocator *alloc,
         mq_publish(mq_queue(d, i));
     }
 
-    migrate(d->qts, to);
+    mq_migrate(d->qts, to);
     g_assert_cmpuint(total_in_flight(d), ==, list.n);
     mq_migrated(d, to);
     g_assert_cmpuint(total_in_flight(d), ==, list.n);

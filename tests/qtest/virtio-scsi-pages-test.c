@@ -875,23 +875,6 @@ static void test_verify(void)
     }
 }
 
-static void wait_migrated(QTestState *qts)
-{
-    gint64 start = 0;
-
-    while (true) {
-        g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-migrate'}");
-        const char *status =
-            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
-
-        g_assert_cmpstr(status, !=, "failed");
-        if (status && g_str_equal(status, "completed")) {
-            return;
-        }
-        mq_pause(&start, "the end of a migration");
-    }
-}
-
 /* Move the stopped VM to a new QEMU with the image that hd_fd is. */
 static QTestState *hop(QTestState *from, const char *props)
 {
@@ -900,17 +883,8 @@ static QTestState *hop(QTestState *from, const char *props)
     g_autofree char *args = vm_args(disk, RAW, props, "");
     g_autofree char *to_args = g_strdup_printf("%s -incoming defer", args);
     QTestState *to = qtest_init(to_args);
-    int fd;
-    g_autofree char *file = mq_open_unnamed(&fd);
-    g_autofree char *uri = g_strdup_printf("file:%s", file);
 
-    qtest_qmp_assert_success(from,
-        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(from);
-    qtest_qmp_assert_success(to,
-        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(to);
-    close(fd);
+    mq_migrate(from, to);
     return to;
 }
 

@@ -472,45 +472,19 @@ static void test_stop_reset(const DataConfig *cfg)
     data_end(d);
 }
 
-static void wait_migrated(QTestState *qts)
-{
-    gint64 begun = 0;
-
-    while (true) {
-        g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-migrate'}");
-        const char *status =
-            qdict_get_try_str(qdict_get_qdict(resp, "return"), "status");
-
-        g_assert_cmpstr(status, !=, "failed");
-        if (status && g_str_equal(status, "completed")) {
-            return;
-        }
-        mq_pause(&begun, "migration");
-    }
-}
-
 /* A command that moves with the VM is one of the destination's. */
 static void test_migrate(const DataConfig *cfg)
 {
     MqCmd read = mq_read10(LUN_STOP, ONCE_READ_LBA, 1);
     MqDev *d = data_begin(cfg);
     QTestState *to = data_begin_incoming(cfg);
-    int fd;
-    g_autofree char *path = mq_open_unnamed(&fd);
-    g_autofree char *uri = g_strdup_printf("file:%s", path);
     MqSlot *slot;
 
     begin(d);
     slot = post(d, 1, &read);
     qtest_qmp_eventwait(d->qts, "STOP");
-    qtest_qmp_assert_success(d->qts,
-        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(d->qts);
-    qtest_qmp_assert_success(to,
-        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s}}", uri);
-    wait_migrated(to);
+    mq_migrate(d->qts, to);
     data_migrated(d, to);
-    close(fd);
 
     memset(want, 0, sizeof(want));
     want[1][SUBMITTED] = 1;
