@@ -269,18 +269,6 @@ class Hotplug(GuestMachine):
 class VirtioScsiHotplug(GuestTest, QemuSystemTest):
     """One guest for all: each test leaves it as it was."""
 
-    guest = None
-
-    @classmethod
-    def machines(cls):
-        return [cls.guest] if cls.guest else []
-
-    @classmethod
-    def drop(cls):
-        for vm in cls.machines():
-            vm.discard()
-        cls.guest = None
-
     @classmethod
     def tearDownClass(cls):
         try:

@@ -197,18 +197,6 @@ class VirtioScsiSuites(GuestTest, QemuSystemTest):
     """Each test of a suite is a subtest; a suite fails, too, if it doesn't come
     to its end."""
 
-    guest = None
-
-    @classmethod
-    def machines(cls):
-        return [cls.guest] if cls.guest else []
-
-    @classmethod
-    def drop(cls):
-        for vm in cls.machines():
-            vm.discard()
-        cls.guest = None
-
     def parts(self, suite, build, *machine, **more):
         """[Part] of a suite in a guest of its own."""
         vm = type(self).guest = SuiteGuest(

@@ -212,15 +212,19 @@ class GuestTest:
     """Mixed into a QemuSystemTest: folders of the class, for what outlives one
     test.  A guest may: it stands then where the next test wants it."""
 
+    guest = None
+
     @classmethod
     def machines(cls):
         """The GuestMachines that there are."""
-        raise NotImplementedError
+        return [cls.guest] if cls.guest else []
 
     @classmethod
     def drop(cls):
         """Discard them all."""
-        raise NotImplementedError
+        for vm in cls.machines():
+            vm.discard()
+        cls.guest = None
 
     @classmethod
     def setUpClass(cls):
