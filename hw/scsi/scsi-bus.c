@@ -435,7 +435,7 @@ static SCSIPool *pools_new(unsigned num)
 void scsi_bus_set_contexts(SCSIBus *bus, AioContext *const *contexts,
                            unsigned num)
 {
-    g_autofree AioContext **old_contexts = bus->contexts;
+    AioContext **old_contexts = bus->contexts;
     SCSIPool *old_pools = bus->pools;
     unsigned old_num = bus->num_contexts;
     BusChild *kid;
@@ -455,6 +455,7 @@ void scsi_bus_set_contexts(SCSIBus *bus, AioContext *const *contexts,
                                    bus->contexts, bus->num_contexts);
     }
     pools_free(old_pools, old_num);
+    g_free(old_contexts);
 }
 
 void scsi_bus_init_named(SCSIBus *bus, size_t bus_size, DeviceState *host,
