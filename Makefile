@@ -6,7 +6,7 @@
 PREFIX ?= /usr/local
 # Only those that are set: a variable without a value is not a value.
 $(foreach v,QEMU_SRC CONFIGURE_FLAGS FULL FORCE JOBS PREFIX DESTDIR \
-            VCPUS IOTHREADS RUNTIME BACKEND CONFIG ROUNDS CACHELINES PEER,$(if $($v),$(eval export $v)))
+            VCPUS IOTHREADS RUNTIME BACKEND CONFIG ROUNDS PEER,$(if $($v),$(eval export $v)))
 
 # QEMU's own build is started with its own -j; the jobserver's flags would only
 # confuse the programs below.
@@ -41,8 +41,8 @@ help: ## this list
 #:         make check-model     who owns a virtqueue, by Spin: all states
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
-#:         make profile         where the time goes: CONFIG=NAME CACHELINES=1
-#:                              INSTRUCTIONS=1 (scripts/bench/bench --list has the names)
+#:         make profile         where the time goes, and locks: CONFIG=NAME
+#:                              (scripts/bench/bench --list has the names)
 #: Take    make series          mails to git am; check-series proves them (SERIES=A
 #:                              APPLY_ONLY=1)
 #:         make deb             Debian's source package with them (BUILD=1 binaries)
@@ -120,8 +120,7 @@ bench-nbd: build stock ## what several IOThreads cost on a network disk's connec
 profile: build stock ## where the CPU time of one configuration goes, and its locks per I/O
 	@scripts/build/deps profile
 	@scripts/build/build-qemu bench
-	@scripts/bench/profile $(if $(CONFIG),'$(CONFIG)') $(if $(CACHELINES),--lines) \
-		$(if $(INSTRUCTIONS),--instructions)
+	@scripts/bench/profile $(if $(CONFIG),'$(CONFIG)')
 
 docs: base ## QEMU's manual with our pages, as build/docs/index.html
 	@scripts/build/deps docs
