@@ -237,6 +237,33 @@ cat "$0.report" > "$log.$$"
 """
 
 
+# With a real ASan and UBSan: their logs, and that the canaries are heard
+FAULTY = """
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+int main(int argc, char **argv)
+{
+    const char *fault = getenv("FAKE_FAULT") ? getenv("FAKE_FAULT") : "";
+    volatile int big = INT_MAX;
+    char *volatile lost = malloc(42);
+
+    if (!strcmp(fault, "undefined")) {
+        big = big + 1;
+    }
+    free(lost);
+    if (!strcmp(fault, "use")) {
+        big = lost[1];
+    }
+    for (int i = 0; i < 10 && !strcmp(fault, "leak"); i++) {
+        lost = malloc(43);
+        lost = NULL;
+    }
+    return 0;
+}
+"""
+
+
 def make_tree(top):
     """The scripts, with programs that only play a part."""
     os.makedirs(os.path.join(top, "scripts", "check"), exist_ok=True)
@@ -312,6 +339,25 @@ def test_runs(tests, tmp):
     tests.expect("no build", tool, 1, "check-sanitizer: no build/tsan/")
 
 
+def test_asan(tests, tmp):
+    top = os.path.join(tmp, "tree")
+    write(os.path.join(top, "hw/scsi/faulty.c"), FAULTY)
+    os.makedirs(os.path.join(top, "build/asan"))
+    subprocess.run(["clang", "-g", "-fsanitize=address,undefined", "-o",
+                    "build/asan/qemu-system-x86_64", "hw/scsi/faulty.c"],
+                   cwd=top, check=True)
+    tool = [os.path.join(top, "scripts/check/check-sanitizer"), "asan"]
+    tests.expect("ASan finds nothing, but the canaries", tool, 0,
+                 "undefined behaviour in QEMU", "6 passed, 0 failed, 0 skipped")
+    for fault, text, last in (
+            ("leak", "Direct leak: main", "4 passed, 2 failed, 0 skipped"),
+            # that QEMU doesn't live to tell of its leaks
+            ("use", "heap-use-after-free: main", "3 passed, 3 failed, 0 skipped"),
+            ("undefined", "signed integer", "4 passed, 2 failed, 0 skipped")):
+        tests.expect("ASan: " + fault, ["env", "FAKE_FAULT=" + fault, *tool], 1,
+                     text, last)
+
+
 def main():
     if sys.argv[1:] == ["--help"]:
         print("usage: %s    (TAP on standard output)" % sys.argv[0])
@@ -320,6 +366,10 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         test_verdicts(tests, tmp)
         test_runs(tests, tmp)
+        if shutil.which("clang"):
+            test_asan(tests, tmp)
+        else:
+            tests.result(True, "ASan # SKIP no clang")
         tests.expect("a log that is not there", [
             TOOL, "asan", "--parse", os.path.join(tmp, "none")], 1,
             "check-sanitizer: ")
