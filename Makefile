@@ -152,7 +152,7 @@ deb: series ## Debian's source package with the series (BUILD=1: the packages to
 check-deb: series ## the package unpacks to our files, Debian's configuration compiles them (root)
 	@scripts/build/deps deb
 	@scripts/build/overlay
-	@scripts/series/check-deb
+	@scripts/series/deb --check
 
 check-style: base ## QEMU's checkpatch.pl over our C files and patches, syntax of our scripts
 	@scripts/build/deps style

@@ -148,7 +148,7 @@ sed 's/^ 9$/ nine/; s/ten/TEN/' "$top/patches/10-ten.patch" \
     > "$top/patches/30-bad.patch"
 refuses "overlay: bad patch stops, with its name" "30-bad.patch does not apply" \
     "$overlay"
-says "overlay: bad patch's reject is shown" "+TEN"
+says "overlay: it says which hunk" "Hunk #1 FAILED at 8"
 check "overlay: bad patch leaves build/src alone" \
     test "$(sum "$src")" = "$before"
 # one line of context is wrong: patch(1) would take that with fuzz

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/series/series (TAP): what it takes out of a file, what it says about
-a wrong patches/SERIES, and the mails that it writes from ours."""
+"""Tests of scripts/series/series (TAP): what it says about a wrong
+patches/SERIES, and the mails that it writes from ours."""
 
 import glob
 import os
@@ -18,61 +18,6 @@ from tap import Tap
 
 series = program.load("series")
 
-SOURCE = """#include "a.h"
-
-static int late(int a);
-
-/* Not about late() */
-int early;
-
-/*
- * What late() does
- */
-static int late(int a)
-{
-    if (a) {
-        return lately(a);
-    }
-    return 0;
-}
-
-static const Info table = {
-    .name = "late",
-    .fn = late,
-};
-
-Type *pointer(Type *a,
-              int b)
-{
-    return a;
-}
-"""
-
-
-def test_drop(tap):
-    """Functions and tables go with their comments, and nothing else goes."""
-    with tempfile.TemporaryDirectory() as where:
-        path = os.path.join(where, "a.c")
-        for names, gone, left in (
-                (["late"], ["static int late", "What late() does", "lately"],
-                 ["Not about late()", "int early", "table = {", "pointer("]),
-                (["table"], ["table = {", ".fn"], ["static int late(int a)\n{"]),
-                (["pointer"], ["Type *pointer", "int b"], [".fn = late,\n};"]),
-                (["early"], ["int early", "Not about"], ["static int late"])):
-            series.write(path, SOURCE)
-            series.Tree(where, where).drop("a.c", names)
-            text = series.read(path)
-            tap.result(all(g not in text for g in gone)
-                       and all(l in text for l in left),
-                       "drop: " + " ".join(names), text)
-        try:
-            series.Tree(where, where).drop("a.c", ["never"])
-            tap.result(False, "drop: what isn't there", "no error")
-        except series.Problem as problem:
-            tap.equal("drop: what isn't there", str(problem),
-                      "a.c has no never to drop")
-
-
 HEAD = "== cover\n\n"
 WRONG = (
     ("text first", "hello\n== cover\n== a\n", "text before the first"),
@@ -87,8 +32,6 @@ WRONG = (
     ("a mail that is no patch", HEAD + "== 00-none\n", "there is no "),
     ("a pattern without a file", HEAD + "== a\nleave-out: tests/none/*\n",
      "matches nothing"),
-    ("drop without a name", HEAD + "== a\ndrop: hw/scsi/scsi-bus.c\n",
-     "drop: FILE NAME..."),
     ("a series without needs", HEAD + "=== A fixes\n== cover\n== a\n",
      "patches/SERIES:3: not '=== LETTER NAME: needs LETTER...'"),
     ("a series that needs a later one", HEAD + "=== A fixes: needs B\n",
@@ -117,7 +60,8 @@ test: tests/unit/test-x /x/y
 
 def test_parts(tap):
     """Which mail is in which series, and what that needs."""
-    mails, parts = series.parse(PARTS, [])
+    parsed = series.Series(PARTS, [])
+    mails, parts = parsed.mails, parsed.parts
     tap.equal("the mails of all series, in order",
               [mail.subject for mail in mails], ["cover", "a", "b", "c", "d"])
     tap.equal("series, cover letters, mails and needs",
@@ -134,14 +78,14 @@ def test_wrong_lists(tap):
     ours = series.overlay.our_files()
     for name, text, wanted in WRONG:
         try:
-            series.Series(series.parse(text, ours)[0], ours)
+            series.Series(text, ours)
             got = "no error"
         except series.Problem as problem:
             got = str(problem)
         tap.result(wanted in got, "refused: " + name, got)
 
-    left = series.Series(series.parse(
-        HEAD + "== a\ntake: hw/scsi/scsi-cdb.c\n", ours)[0], ours).missing()
+    left = series.Series(
+        HEAD + "== a\ntake: hw/scsi/scsi-cdb.c\n", ours).missing()
     tap.result("hw/scsi/scsi-bus.c" in left and "01-iothread-users" in left
                and "hw/scsi/scsi-cdb.c" not in left,
                "files and patches without a place are found", left)
@@ -193,7 +137,6 @@ def main():
         print("usage: %s    (TAP on standard output)" % sys.argv[0])
         return 0
     tap = Tap()
-    test_drop(tap)
     test_wrong_lists(tap)
     test_parts(tap)
     test_maintainers(tap)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What our programs share: files, commands, and one way to end."""
+
+import os
+import signal
+import subprocess
+import sys
+
+TOP = os.path.abspath(f"{__file__}/../../..")
+BUILD = os.path.join(TOP, "build")
+
+
+class Problem(Exception):
+    """Something to tell the user in one message, without a traceback."""
+
+
+def read(path):
+    """The text of a file; none if there is no file."""
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def write(path, text):
+    with open(path + ".new", "w", errors="surrogateescape") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
+def call(*command, cwd=None, env=None):
+    """Returns (has it succeeded, what it said); env: more of it."""
+    done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL,
+                          env=dict(os.environ, **(env or {})),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          universal_newlines=True, errors="replace")
+    return done.returncode == 0, done.stdout
+
+
+def run(*command, **where):
+    """What a program says; a Problem if it fails."""
+    ok, output = call(*command, **where)
+    if not ok:
+        raise Problem("%s failed:\n%s" % (" ".join(command[:4]),
+                                          output[-2000:].rstrip()))
+    return output
+
+
+def start(main, problems=(Problem, OSError)):
+    """A program's main(): signals end it with clean-up, a Problem with a line."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda n, _: sys.exit(128 + n))
+    try:
+        sys.exit(main())
+    except problems as problem:
+        sys.exit("%s: %s" % (os.path.basename(sys.argv[0]), problem))
+    except KeyboardInterrupt:
+        sys.exit(130)
