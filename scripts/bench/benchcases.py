@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What scripts/bench/bench and scripts/bench/profile measure: tables of cases, of
-goals, and of what a report shows.
+"""What scripts/bench/bench and scripts/bench/profile measure: tables of cases,
+of goals, and of what a report shows.
 
 A set of cases is chosen by an option of scripts/bench/bench of its name. For
 another one: cases here, a line in SETS, and its back ends in benchrun.py.
@@ -22,8 +22,8 @@ SCSI = ("ours", "stock")
 # No interrupts: without KVM the main loop would have to deliver each, and take
 # CPU time from the threads that are measured.
 DEEP = 128
-DEFAULTS = {"queues": 1, "iothreads": 1, "depth": DEEP, "bs": 4096, "rw": "read",
-            "pattern": "rand", "interrupts": "off"}
+DEFAULTS = {"queues": 1, "iothreads": 1, "depth": DEEP, "bs": 4096,
+            "rw": "read", "pattern": "rand", "interrupts": "off"}
 QUICK = {"seconds": 0.2, "warmup": 0.2, "shift": 0.025}
 
 Case = collections.namedtuple("Case",
@@ -53,7 +53,7 @@ def cores():
     return len(os.sched_getaffinity(0))
 
 
-# ------------------------------------------------------- null-co and local files
+# ------------------------------------------------------ null-co and local files
 
 def disk_cases():
     yield case("null-1", "null-co, 4K read, 1 IOThread", core=True)
@@ -84,7 +84,7 @@ def disk_cases():
                                            ("deep", "deep", DEEP)):
                     yield case(f"{aio}-{size}-{rw}-{name}", f"file {aio}, "
                                f"{size.upper()} {rw}, {title}",
-                               core=(aio, size, rw) == ("io_uring", "4k", "read"),
+                               core=(aio, bs, rw) == ("io_uring", 4096, "read"),
                                backend=f"file:{aio}", bs=bs, rw=rw, depth=depth)
     yield case("io_uring-2", "file io_uring, 4K read, 2 IOThreads, one LUN",
                backend="file:io_uring", queues=2, iothreads=2)
@@ -116,7 +116,8 @@ def disk_cases():
 DISK_GOALS = [
     goal("CPU per 4K read, null-co, 1 IOThread", "null-1", "cpu", "<=", 0.55,
          "stock"),
-    goal("CPU per 4K read, null-co, 1 IOThread", "null-1", "cpu", "<=", 1, "blk"),
+    goal("CPU per 4K read, null-co, 1 IOThread", "null-1", "cpu", "<=", 1,
+         "blk"),
     goal("CPU per 4K read, 2 IOThreads on one LUN, to 1", "null-2", "cpu", "<=",
          1.10, "ours", base="null-1"),
     goal("IOPS, 2 IOThreads on one LUN", "null-2", "iops", ">=", 2, "stock"),
@@ -138,8 +139,8 @@ DISK_GOALS = [
     goal("IOPS, file in RAM, native", "ram-native", "iops", ">=", 0.8, "limit"),
     goal("IOPS, file in RAM, io_uring", "ram-io_uring", "iops", ">=", 0.8,
          "limit"),
-    goal("IOPS, 64K sequential reads, file io_uring", "seq-64k", "iops", ">=", 1,
-         "blk"),
+    goal("IOPS, 64K sequential reads, file io_uring", "seq-64k", "iops", ">=",
+         1, "blk"),
     goal("IOPS, 64K sequential reads, null-co", "null-seq-64k", "iops", ">=", 1,
          "blk"),
     goal("p99 while another disk is drained 50 times a second, to without",
@@ -182,8 +183,9 @@ def network_cases(*backends):
                 more = {"luns": connections} if connections > 1 else {}
                 if own:
                     more["own_lun"] = True
-                yield case(f"{backend}-{rw}-{name}", f"{backend}, 4K {rw}, {title}",
-                           core=True, backend=backend,
+                yield case(f"{backend}-{rw}-{name}",
+                           f"{backend}, 4K {rw}, {title}", core=True,
+                           backend=backend,
                            subjects=QEMUS if connections == 1 else SCSI,
                            base=None if name == "1" else f"{backend}-{rw}-1",
                            rw=rw, queues=queues, iothreads=iothreads,
@@ -217,9 +219,10 @@ def balance_cases():
     yield case("shift-on", "the same, balance on", balance="on", **shift)
     yield case("even-off", "even load, balance off", balance="off", seconds=2,
                **even)
-    yield case("even-on", "the same, balance on", balance="on", seconds=2, **even)
-    yield case("even-long", f"the same for {EVEN} s", balance="on", seconds=EVEN,
+    yield case("even-on", "the same, balance on", balance="on", seconds=2,
                **even)
+    yield case("even-long", f"the same for {EVEN} s", balance="on",
+               seconds=EVEN, **even)
     yield case("remap", "full load, mapping changes 5 times a second",
                balance="off", seconds=6, remap=5, **even)
 
@@ -228,16 +231,16 @@ def balance_cases():
 BALANCE_GOALS = [
     goal("IOPS, 2 hot queues on one of 2 IOThreads, a second later", "split-on",
          "iops", ">=", 1.6, "ours", "split-off"),
-    goal("the same, to the best mapping", "split-on", "iops", ">=", 0.95, "ours",
-         "split-best"),
+    goal("the same, to the best mapping", "split-on", "iops", ">=", 0.95,
+         "ours", "split-best"),
     goal(f"IOPS, hot set that changes every {SHIFT} s, to the best mapping",
          "shift-on", "iops", ">=", 0.9, "ours", "shift-best"),
     goal(f"even load: moves in {EVEN} s", "even-long", "moves", "<=", 2),
     goal("even load: IOPS", "even-on", "iops", ">=", 0.98, "ours", "even-off"),
     goal("even load: CPU per I/O", "even-on", "cpu", "<=", 1.01, "ours",
          "even-off"),
-    goal("change of mapping: pause beyond that without, µs", "remap", "more_p50",
-         "<=", 5000),
+    goal("change of mapping: pause beyond that without, µs", "remap",
+         "more_p50", "<=", 5000),
     goal("the same, the longest", "remap", "more_max", "<=", 50000),
 ]
 

@@ -22,7 +22,8 @@ METRICS = {
     "p50": ("p50 µs", 1), "p99": ("p99 µs", 1),
     "server_cpu": ("server: µs CPU per I/O", 1e-3),
     "single_p50": ("its p50 µs", 1), "single_p99": ("its p99 µs", 1),
-    "rss_idle": ("RSS, idle", 1 / 1024), "rss_loaded": ("RSS, loaded", 1 / 1024),
+    "rss_idle": ("RSS, idle", 1 / 1024),
+    "rss_loaded": ("RSS, loaded", 1 / 1024),
     "own_idle": ("without guest memory and files, idle", 1 / 1024),
     "own_loaded": ("..., loaded", 1 / 1024), "moves": ("moves", 1),
     "pause_p50": ("pause ms: median", 1e-3), "pause_max": ("longest", 1e-3),
@@ -83,10 +84,9 @@ def cost(results, subject, counts):
     One line per round through the case of each number of IOThreads in
     `counts`, as the rounds are what repeats. None if there is no such round.
     """
-    figures = {n: by_round(results, f"null-{n}", subject, "cpu") for n in counts}
-    rounds = set.intersection(*(set(f) for f in figures.values()))
-    lines = [statistics.linear_regression(counts, [figures[n][i] for n in counts])
-             for i in sorted(rounds)]
+    figures = [by_round(results, f"null-{n}", subject, "cpu") for n in counts]
+    lines = [statistics.linear_regression(counts, [f[i] for f in figures])
+             for i in set.intersection(*map(set, figures))]
     if not lines:
         return None
     return (summary(line.intercept for line in lines),
@@ -96,11 +96,12 @@ def cost(results, subject, counts):
 # ------------------------------------------------------------------------ text
 
 def table(header, rows, rst=False):
-    """A table of Markdown or reStructuredText, aligned for readers of the text."""
+    """A table of Markdown or reStructuredText, aligned as text, too."""
     cells = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     if rst:
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip()
+                 for row in cells]
         rule = "  ".join("=" * width for width in widths)
         return "\n".join([rule, lines[0], rule, *lines[1:], rule]) + "\n"
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -135,8 +136,8 @@ def heading(results):
                       for one in results["cases"]})
     return (f"{machine['cpu']}, {machine['cores']} cores, Linux "
             f"{machine['kernel']}, {machine['date']}; ours: commit "
-            f"{machine['commit']}; stock: {results['qemu']['stock']}; medians of "
-            f"{settings['rounds']} rounds of "
+            f"{machine['commit']}; stock: {results['qemu']['stock']}; medians "
+            f"of {settings['rounds']} rounds of "
             + " to ".join(f"{s:g}" for s in sorted({lengths[0], lengths[-1]}))
             + f" s (lowest-highest). Ratios are medians of each round's."
             " Other processes used " + ("0 %" if not busy else
@@ -175,8 +176,8 @@ def ran(results):
 
 
 def compare(results, brief, metric, depth=None):
-    """A figure of each subject in each case, and ours divided by the others'."""
-    subjects = ran(results)
+    """A figure of each subject in each case, and ours divided by others'."""
+    subjects, cell = ran(results), middle if brief else spread
     title, factor = METRICS[metric]
     rows = []
     for name, text, one in titles(results, brief):
@@ -184,7 +185,7 @@ def compare(results, brief, metric, depth=None):
         if any(found) and (not depth or (one["options"]["depth"] == 1)
                            == (depth == "depth 1")):
             rows.append(
-                [text, *((middle if brief else spread)(f, factor) for f in found),
+                [text, *(cell(f, factor) for f in found),
                  *(spread(ratio(results, name, metric, "ours", subject))
                    for subject in subjects[1:])])
     return [title, *(LABELS[s] for s in subjects),
@@ -234,9 +235,9 @@ def cost_model(results, _, predict=16):
         if b.median > 0:
             model = [number((a.median + 4 * b.median) / 1e3),
                      number(each / 1e3), number(predict * 1e6 / each)]
-        rows.append([LABELS[subject], spread(a, 1e-3), spread(b, 1e-3), model[0],
-                     middle(figure(results, "null-4", subject, "cpu"), 1e-3),
-                     *model[1:]])
+        measured = figure(results, "null-4", subject, "cpu")
+        rows.append([LABELS[subject], spread(a, 1e-3), spread(b, 1e-3),
+                     model[0], middle(measured, 1e-3), *model[1:]])
     return ["CPU per I/O = a + b x IOThreads", "a µs", "b µs",
             "4 IOThreads: model µs", "measured µs", f"{predict}: model µs",
             "1000 IOPS"], rows
@@ -290,7 +291,7 @@ def readme_section(results):
     return "\n".join([
         "![CPU per I/O and IOPS](docs/bench.svg)\n", heading(results),
         table(header, rows), f"Goals reached: {len(judged) - len(missed)} of "
-        f"{len(judged)}." + (f" Missed: {'; '.join(missed)}." if missed else "")])
+        f"{len(judged)}." + bool(missed) * f" Missed: {'; '.join(missed)}."])
 
 
 # ----------------------------------------------------------------------- chart
@@ -319,7 +320,7 @@ def gnuplot_script(results):
         title, factor = METRICS[metric]
         parts.append(f"${metric} << EOD")
         for name, label in CHART.items():
-            found = [figure(results, name, subject, metric) for subject in LABELS]
+            found = [figure(results, name, s, metric) for s in LABELS]
             if any(found):
                 parts.append(f'"{label}" ' + " ".join(
                     f"{value * factor:.4g}" if f else "?"

@@ -32,7 +32,7 @@ class Unavailable(Problem):
 def add_program_options(parser):
     """Options to say which programs; without, those of the last make."""
     add = parser.add_argument
-    add("--binary", metavar="PATH", help="our QEMU; the tools beside it are used")
+    add("--binary", metavar="PATH", help="our QEMU; tools beside it are used")
     add("--stock-binary", metavar="PATH", help="the stock QEMU")
     add("--load", metavar="PATH", help="the load generator")
     add("--out", default=os.path.join(BUILD, "bench"), metavar="DIR",
@@ -141,9 +141,10 @@ def fio_command(path, aio, options, seconds):
     words = ["fio", "--name=limit", "--filename=" + path.replace(":", "\\:"),
              "--direct=1", "--thread", f"--ioengine={engine}",
              f"--rw={pattern}{options['rw']}", f"--bs={options['bs']}",
-             f"--iodepth={options['depth']}", f"--numjobs={options['iothreads']}",
-             "--group_reporting", "--norandommap", "--randrepeat=0",
-             "--time_based", f"--runtime={seconds * 1000:.0f}ms",
+             f"--iodepth={options['depth']}",
+             f"--numjobs={options['iothreads']}", "--group_reporting",
+             "--norandommap", "--randrepeat=0", "--time_based",
+             f"--runtime={seconds * 1000:.0f}ms",
              "--output-format=json"]
     if options["depth"] > 1:
         words += [f"--iodepth_batch_submit={BATCH}",
@@ -227,7 +228,8 @@ class File(Null):
         self.path, self.qemu_io, self.keep = path, qemu_io, keep
 
     def make(self):
-        if os.path.exists(self.path) and os.path.getsize(self.path) == IMAGE_SIZE:
+        if os.path.exists(self.path) and \
+                os.path.getsize(self.path) == IMAGE_SIZE:
             return
         chunk = os.urandom(1 << 20)
         with open(self.path + ".new", "wb") as file:

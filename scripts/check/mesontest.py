@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Test programs that print TAP, run and counted by `meson test`.
 
-How to run those of QEMU is in the build's own list. The chosen ones become tests
-of a meson project that consists of nothing else, as some are run in other ways,
-too, and some aren't QEMU's.
+How to run those of QEMU is in the build's own list. The chosen ones become
+tests of a meson project that consists of nothing else, as some are run in other
+ways, too, and some aren't QEMU's.
 """
 
 import dataclasses
@@ -53,8 +53,8 @@ class Test:
                 f"{str(not self.alone).lower()})\n")
 
 
-RESULT = re.compile(r"^(not )?ok\b *\d* *(?:- )?(.*?)(?: *# *(SKIP)\S* *(.*))?$",
-                    re.I | re.M)
+RESULT = re.compile(r"^(not )?ok\b *\d* *(?:- )?(.*?)"
+                    r"(?: *# *(SKIP)\S* *(.*))?$", re.I | re.M)
 
 
 class Outcome:
@@ -79,7 +79,8 @@ class Outcome:
     def judge(self, log):
         """What the single results don't tell."""
         status = log["returncode"]
-        why = re.search(r"^1\.\.0\s*#\s*skip\S*\s*(.*)", self.output, re.I | re.M)
+        why = re.search(r"^1\.\.0\s*#\s*skip\S*\s*(.*)", self.output,
+                        re.I | re.M)
         if log["result"] == "TIMEOUT":
             self.failed.append(f"(hung: stopped after {log['duration']:.0f} s)")
         elif not (self.passed or self.failed or self.skipped):
@@ -163,8 +164,9 @@ class Build:
             file.write("project('check')\n" + "".join(
                 test.declaration() for test in tests))
         obj = os.path.join(where, "obj")
-        done = subprocess.run([meson, "setup", obj, where], text=True, check=False,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run([meson, "setup", obj, where], text=True,
+                              check=False, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
         if done.returncode:
             raise Problem("meson setup failed:\n" + done.stdout[-2000:])
         with subprocess.Popen(
@@ -176,7 +178,8 @@ class Build:
                 if re.match(r" *\d+/\d+ ", line):
                     print("  " + line.rstrip(), flush=True)
         try:
-            with open(f"{obj}/meson-logs/testlog.json", encoding="utf-8") as file:
+            with open(f"{obj}/meson-logs/testlog.json",
+                      encoding="utf-8") as file:
                 return [Outcome(json.loads(line)) for line in file]
         except (OSError, ValueError) as error:
             raise Problem(f"meson test gave no results: {error}") from None

@@ -2,8 +2,8 @@
 """Read the logs of ThreadSanitizer, AddressSanitizer, LeakSanitizer and UBSan.
 
 A log becomes Reports. The question is always the same: is it about our files?
-In a report of TSan the frame that did it is the innermost one that is not a mere
-tool (memcpy, a libc header, an inline helper of include/qemu).
+The frame that did it is the innermost one that is not a mere tool
+(memcpy, a libc header, an inline helper of include/qemu).
 """
 
 import collections
@@ -14,14 +14,15 @@ OURS = re.compile(r"(^|/)hw/scsi/|(^|/)include/hw/scsi/"
                   r"|(^|/)hw/virtio/(iothread-vq-\w+|virtio-ram)\.c"
                   r"|(^|/)include/hw/virtio/"
                   r"(virtio-scsi|iothread-vq-\w+|virtio-ram)\.h"
-                  r"|(^|/)util/thread-shard\.c|(^|/)include/qemu/thread-shard\.h")
+                  r"|(^|/)util/thread-shard\.c"
+                  r"|(^|/)include/qemu/thread-shard\.h")
 # Code that only does what its caller says: the caller is who reads or writes.
 TOOLS = re.compile(r"^<null>|^/usr/|(^|/)include/qemu/|\(")
 
 Frame = collections.namedtuple("Frame", "function place")
-# what: "access" (one of two that race), "context" (where the memory comes from),
-# "creation" (of a thread or mutex; that of a coroutine tells only who needed one
-# first: they are used again)
+# what: "access" (one of two that race), "context" (where the memory comes
+# from), "creation" (of a thread or mutex; that of a coroutine tells only who
+# needed one first: they are used again)
 Stack = collections.namedtuple("Stack", "what frames")
 
 START = re.compile(
@@ -32,8 +33,10 @@ START = re.compile(
     r"(?:ERROR: ThreadSanitizer|HINT: LeakSanitizer|LeakSanitizer has enc).*"
     r"|.*DEADLYSIGNAL.*)")
 END = re.compile(r"={18}$|SUMMARY:")
-FRAME = re.compile(r"\s*#\d+ (?:0x[0-9a-f]+ +)?(?:in )?(\S+)(?: (.*?))?(?: \(.*)?$")
-ACCESS = re.compile(r"  (Previous |Atomic |Read |Write )|  .* acquired here", re.I)
+FRAME = re.compile(r"\s*#\d+ (?:0x[0-9a-f]+ +)?(?:in )?(\S+)(?: (.*?))?"
+                   r"(?: \(.*)?$")
+ACCESS = re.compile(r"  (Previous |Atomic |Read |Write )|  .* acquired here",
+                    re.I)
 
 
 class BadRules(Exception):

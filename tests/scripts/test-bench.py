@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/bench/bench and scripts/bench/profile (TAP): statistics of known data,
-and whole runs in which scripts play load generator, QEMU and perf. No build is
-needed."""
+"""Tests of scripts/bench/bench and scripts/bench/profile (TAP): statistics of
+known data, and whole runs in which scripts play load generator, QEMU and perf.
+No build is needed."""
 
 import collections
 import json
