@@ -170,7 +170,8 @@ SHAPES = [("1", "1 IOThread, 1 connection", 1, 1, False),
           ("4", "4 IOThreads, 1 connection", 4, 1, False),
           ("1-2c", "1 IOThread, 2 connections", 1, 2, False),
           ("2-2c", "2 IOThreads, both on both of 2 connections", 2, 2, False),
-          ("2-own", "2 IOThreads, each with a connection", 2, 2, True)]
+          ("2-own", "2 IOThreads, each with a connection", 2, 2, True),
+          ("2-multi", "2 IOThreads, one disk, multi-conn=2", 2, 1, False)]
 
 
 def network_cases(*backends):
@@ -183,10 +184,12 @@ def network_cases(*backends):
                 more = {"luns": connections} if connections > 1 else {}
                 if own:
                     more["own_lun"] = True
+                multi = name == "2-multi"
                 yield case(f"{backend}-{rw}-{name}",
                            f"{backend}, 4K {rw}, {title}", core=True,
-                           backend=backend,
-                           subjects=QEMUS if connections == 1 else SCSI,
+                           backend=f"{backend}:2" if multi else backend,
+                           subjects=("ours",) if multi else
+                           QEMUS if connections == 1 else SCSI,
                            base=None if name == "1" else f"{backend}-{rw}-1",
                            rw=rw, queues=queues, iothreads=iothreads,
                            depth=FLIGHT // queues, **more)

@@ -283,9 +283,10 @@ class Server(Null):
             log.seek(0)
             raise Problem(f"{self.name} does not start: {log.read().strip()}")
 
-    def option(self, aio):
+    def option(self, connections):
         self.start()
-        return json.dumps({"driver": "nbd",
+        more = {"multi-conn": int(connections)} if connections else {}
+        return json.dumps({"driver": "nbd", **more,
                            "server": {"type": "unix", "path": self.socket}})
 
     def cpu(self):
@@ -300,8 +301,9 @@ class Server(Null):
 
 
 class Backends:
-    """Those of all cases, as long as the `with` block. A case names one, with
-    the interface of the kernel behind a colon if it is a file."""
+    """Those of all cases, as long as the `with` block. A case names one; behind
+    a colon a file has the interface of the kernel, a server the connections of
+    one disk if they are several."""
 
     def __init__(self, args):
         self.folder = tempfile.mkdtemp(prefix="bench-")
