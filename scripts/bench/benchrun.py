@@ -266,6 +266,8 @@ class Server(Null):
         self.process = None
 
     def start(self):
+        if self.process:
+            return
         if not shutil.which(self.words[0]):
             raise Unavailable(f"no program {self.words[0]}")
         with open(self.socket + ".log", "w+", encoding="utf-8") as log:
