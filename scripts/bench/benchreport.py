@@ -249,7 +249,7 @@ FORMS = {form.__name__: form
 
 def tables(results, rst=False):
     """All tables of a report; in the manual (`rst`) without the minor cases."""
-    this = SETS[results["settings"]["set"]]
+    this = SETS[results["settings"].get("set", "disk")]
     found = [goals(results, this.goals)] + [
         FORMS[form](results, rst, *words) for form, *words in this.tables]
     return [table(header, rows, rst) for header, rows in found if rows]
