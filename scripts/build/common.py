@@ -48,12 +48,15 @@ def run(*command, **where):
 
 
 def start(main, problems=(Problem, OSError)):
-    """A program's main(): signals end it with clean-up, a Problem with a line."""
+    """A program's main(): a Problem ends it with a line; so do signals, with
+    clean-up, as an interrupt (unittest lets nothing else through)."""
+    def stop(number, _frame):
+        raise KeyboardInterrupt(number)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda n, _: sys.exit(128 + n))
+        signal.signal(number, stop)
     try:
         sys.exit(main())
     except problems as problem:
         sys.exit("%s: %s" % (os.path.basename(sys.argv[0]), problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as end:
+        sys.exit(128 + (end.args or [signal.SIGINT])[0])

@@ -102,6 +102,20 @@ def test_maintainers(tap):
                "MAINTAINERS gets the entries of the files that are there", text)
 
 
+def test_built(tap):
+    """What a mail brings it also builds: meson.build names it with that mail,
+    if it isn't a file that QEMU has."""
+    later = []
+    for mail in series.load().mails:
+        added = "".join(line for name in mail.all("patch") for line in
+                        series.read(series.patch_path(name)).splitlines(True)
+                        if line.startswith("+"))
+        later += [name for name in mail.all("take") if name.endswith(".c")
+                  and not os.path.exists(f"{TOP}/build/base/{name}")
+                  and os.path.basename(name)[:-2] not in added]
+    tap.equal("no mail brings code that is built only later", later, [])
+
+
 def test_mails(tap):
     """Ours: all of it, in the form that git am takes."""
     with tempfile.TemporaryDirectory() as where:
@@ -140,6 +154,7 @@ def main():
     test_wrong_lists(tap)
     test_parts(tap)
     test_maintainers(tap)
+    test_built(tap)
     test_mails(tap)
     return tap.end()
 
