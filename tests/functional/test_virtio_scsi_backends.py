@@ -13,10 +13,14 @@ A second guest has network disks whose servers are killed, and come back: in
 time for reconnect-delay, too late for it, with werror=stop; without server the
 disk is unplugged, and QEMU ends (VirtioScsiOutage).
 
+A third one has disks with a connection for each IOThread (multi-conn=4), from
+servers that offer less than that, or lose one of them (VirtioScsiMultiConn).
+
 Servers, images and loop devices are private and gone at the end.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import glob
@@ -106,10 +110,18 @@ class Server:
             self.process = None
 
 
-def qemu_nbd(path, image):
-    return Server(path, [tool("qemu-nbd"), "--persistent", "--shared=8", "-f",
-                         "raw", "--cache=none", "--aio=native", "-k", path,
-                         image])
+def qemu_nbd(path, image, shared=32):
+    return Server(path, [tool("qemu-nbd"), "--persistent", f"--shared={shared}",
+                         "-f", "raw", "--cache=none", "--aio=native", "-k",
+                         path, image])
+
+
+def storage_daemon(path, image):
+    return Server(path, [
+        tool("qemu-storage-daemon"), "--blockdev", json.dumps(
+            {"node-name": "export", **file_node(image)}),
+        "--nbd-server", f"addr.type=unix,addr.path={path}",
+        "--export", "nbd,id=nbd,node-name=export,writable=on"])
 
 
 def nbdkit(path, *plugin):
@@ -249,6 +261,10 @@ class Store:
         if kind == "qemu-nbd":
             image = self.image(f"{name}.raw")
             server = qemu_nbd(path, image)
+        elif kind == "qemu-storage-daemon":
+            image = self.image(f"{name}.raw")
+            server = storage_daemon(path, image)
+            options["export"] = "export"
         elif not os.access(NBDKIT, os.X_OK):
             raise unittest.SkipTest("nbdkit is not installed")
         elif kind == "nbdkit memory":
@@ -372,6 +388,38 @@ def run_load(guest, backends, seconds):
                 guest.get().shell.finish(f"load{lun}")
     for one in backends:
         guest.see(one)
+
+
+def connections(guest, server):
+    """QEMU's sockets to this server: this process has them open as well."""
+    pid, found, GETFD = guest.get().get_pid(), [], 438
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    process = os.pidfd_open(pid)
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        handle = call(GETFD, process, int(name), 0)
+        error = ctypes.get_errno()
+        expect(handle >= 0 or error == errno.EBADF,
+               f"can't look at QEMU's files: {os.strerror(error)}")
+        with contextlib.suppress(OSError):      # not a socket, or no peer
+            one = socket.socket(fileno=handle)
+            if one.getpeername() == server.path:
+                found.append(one)
+            else:
+                one.close()
+    os.close(process)
+    return found
+
+
+def connection_count(guest, server):
+    found = connections(guest, server)
+    for one in found:
+        one.close()
+    return len(found)
+
+
+def has_connections(guest, server, count):
+    there = connection_count(guest, server)
+    expect(there == count, f"{there} connections, not {count}")
 
 
 # -------------------------------------------------------------------- checks
@@ -670,8 +718,14 @@ class VirtioScsiData(BackendTest, QemuSystemTest):
              "loop_device": Store.loop,
              **{kind.replace("-", "_").replace(" ", "_"):
                 lambda store, kind=kind: store.nbd(kind, open_timeout=30)
-                for kind in ("qemu-nbd", "nbdkit file", "nbdkit memory")}}
-    NBD = [name for name in KINDS if "nbd" in name]
+                for kind in ("qemu-nbd", "nbdkit file", "nbdkit memory")},
+             **{"multi_" + kind.replace("-", "_").replace(" ", "_"):
+                lambda store, kind=kind: store.nbd(
+                    kind, 1, open_timeout=30, multi_conn=QUEUES)
+                for kind in ("qemu-nbd", "nbdkit file",
+                             "qemu-storage-daemon")}}
+    MULTI = [name for name in KINDS if "multi" in name]
+    NBD = [name for name in KINDS if "nbd" in name or "multi" in name]
 
     @classmethod
     def make(cls):
@@ -686,6 +740,10 @@ class VirtioScsiData(BackendTest, QemuSystemTest):
     @for_each(KINDS, "test_2_load")
     def load(self, name):
         run_load(self.guest, [self.backend(name)], SECONDS)
+
+    @for_each(MULTI, "test_2_connections")
+    def connections(self, name):
+        has_connections(self.guest, self.backend(name).server, QUEUES)
 
     def test_3_load_on_all_at_once(self):
         self.guarded(lambda _: run_load(
@@ -709,7 +767,15 @@ class VirtioScsiOutage(BackendTest, QemuSystemTest):
                 ("wait", "qemu-nbd", {"reconnect_delay": 60}, {}),
                 ("stop", "qemu-nbd", {}, {"rerror": "stop", "werror": "stop"}),
                 ("short", "qemu-nbd", {"reconnect_delay": 1}, {}),
-                ("nbdkit", "nbdkit file", {"reconnect_delay": 60}, {})):
+                ("nbdkit", "nbdkit file", {"reconnect_delay": 60}, {}),
+                ("multi", "qemu-nbd", {"reconnect_delay": 60,
+                                       "multi_conn": QUEUES}, {}),
+                ("multi_nbdkit", "nbdkit file", {"reconnect_delay": 60,
+                                                 "multi_conn": QUEUES}, {}),
+                ("multi_qsd", "qemu-storage-daemon",
+                 {"reconnect_delay": 60, "multi_conn": QUEUES}, {}),
+                ("multi_stop", "qemu-nbd", {"multi_conn": QUEUES},
+                 {"rerror": "stop", "werror": "stop"})):
             one = cls.add(name, lambda kind=kind, options=options:
                           cls.store.nbd(kind, 1, **options))
             words += disk_options(one, **scsi) if one else []
@@ -727,8 +793,16 @@ class VirtioScsiOutage(BackendTest, QemuSystemTest):
     def test_2_reconnect_to_nbdkit(self):
         self.outage(waits, "nbdkit", "stop")
 
+    @for_each(["multi", "multi_nbdkit", "multi_qsd"], "test_2_reconnect_all")
+    def reconnect_all(self, name):
+        waits(self.guest, self.backend(name), self.backend("stop"))
+        has_connections(self.guest, self.backend(name).server, QUEUES)
+
     def test_3_werror_stop(self):
         self.outage(stops, "stop")
+
+    def test_3_werror_stop_multi_conn(self):
+        self.outage(stops, "multi_stop")
 
     def test_4_too_late(self):
         self.outage(fails, "short", "stop")
@@ -742,7 +816,143 @@ class VirtioScsiOutage(BackendTest, QemuSystemTest):
     def test_7_quit(self):
         self.outage(quits, "plugged")
 
-    @for_each(["wait", "nbdkit", "stop", "short"], "test_8_image")
+    @for_each(["wait", "nbdkit", "stop", "short", "multi", "multi_nbdkit",
+               "multi_qsd", "multi_stop"], "test_8_image")
+    def images(self, name):
+        self.image(name)
+
+
+def warned(guest, text, before):
+    """QEMU must have said one thing since then."""
+    said = guest.get().messages()[before:]
+    expect(len(said) == 1 and text in said[0], f"QEMU says {said}, not: {text}")
+
+
+class VirtioScsiMultiConn(BackendTest, QemuSystemTest):
+    """A connection for each IOThread, and what a server may do about it."""
+
+    @classmethod
+    def make(cls):
+        cls.add("whole", lambda: cls.store.nbd(
+            "qemu-nbd", 1, reconnect_delay=60, multi_conn=QUEUES))
+        cls.add("two", lambda: cls.store.nbd("qemu-nbd", 1, multi_conn=QUEUES))
+        return disk_options(cls.backends["whole"])
+
+    def boot(self):
+        self.guest.get().excused = "multi-conn=|cannot reconnect"
+        return self.guest.get()
+
+    def server(self, *words):
+        """nbdkit's, which ends with the test"""
+        if not os.access(NBDKIT, os.X_OK):
+            raise unittest.SkipTest("nbdkit is not installed")
+        one = nbdkit(f"{self.store.sockets}/kit", *words)
+        one.start()
+        self.addCleanup(one.kill)
+        return one
+
+    def one_only(self, server, complaint):
+        """Several connections are asked for; it works, with one."""
+        vm = self.boot()
+        before = len(vm.messages())
+        few = Backend("few", None, [nbd_node(server, multi_conn=QUEUES)],
+                      server=server, lun=7)
+        plug(self.guest, few)
+        has_connections(self.guest, server, 1)
+        warned(self.guest, complaint, before)
+        vm.shell.run(f"dd if=/dev/{self.guest.device(7)} of=/dev/null bs=4k "
+                     "count=64 iflag=direct")
+        unplug(self.guest, few)
+        has_connections(self.guest, server, 0)
+
+    def test_1_values(self):
+        def refused(_):
+            node = nbd_node(self.backend("whole").server)
+            for value in (0, 17, 1 << 31):
+                said = self.boot().refused("blockdev-add", {
+                    "node-name": "bad", "multi-conn": value, **node})[1]
+                expect(f"multi-conn={value} " in said and "1 to 16" in said,
+                       f"multi-conn={value} is refused so: {said}")
+        self.guarded(refused)
+
+    def test_2_server_that_allows_one(self):
+        self.guarded(lambda _: self.one_only(
+            self.server("--filter=multi-conn", "memory", "1M",
+                        "multi-conn-mode=disable"),
+            "does not allow several connections"))
+
+    def test_3_sizes_that_differ(self):
+        grows = "echo >> $tmpdir/n; echo $(($(wc -l < $tmpdir/n) * 1048576))"
+        self.guarded(lambda _: self.one_only(
+            self.server("eval", f"get_size={grows}", "can_multi_conn=true",
+                        "pread=head -c $3 /dev/zero",
+                        "pwrite=cat > /dev/null"),
+            "has 2097152 bytes on this connection, not 1048576"))
+
+    def test_4_server_that_allows_two(self):
+        def two(_):
+            one = self.backend("two")
+            one.server.kill()
+            one.server.words = qemu_nbd(one.server.path, one.image, 2).words
+            one.server.start()
+            before = len(self.boot().messages())
+            plug(self.guest, one)
+            has_connections(self.guest, one.server, 2)
+            warned(self.guest, "only 2 of the connections", before)
+            run_load(self.guest, [one], SECONDS)
+            has_connections(self.guest, one.server, 2)
+            unplug(self.guest, one)
+        self.guarded(two)
+
+    def test_5_one_connection_is_lost(self):
+        def lost(_):
+            self.boot()
+            one = self.backend("whole")
+            fresh(self.guest, one)
+            with all_work(self.guest):
+                self.guest.start_load(one.lun, 0, 8)
+                work_goes_on(self.guest, one.lun)
+                for number in range(QUEUES):
+                    wait_for("a connection for each IOThread",
+                             lambda: connection_count(
+                                 self.guest, one.server) == QUEUES)
+                    found = connections(self.guest, one.server)
+                    found[number].shutdown(socket.SHUT_RDWR)
+                    for each in found:
+                        each.close()
+                    work_goes_on(self.guest, one.lun)
+                self.guest.get().shell.finish(f"load{one.lun}")
+            has_connections(self.guest, one.server, QUEUES)
+            errors = io_errors(self.guest, one.lun)
+            expect(not errors, f"QEMU reported {errors}")
+            self.guest.see(one)
+        self.guarded(lost)
+
+    def test_6_server_with_another_size(self):
+        def resized(_):
+            vm, one = self.boot(), self.backend("whole")
+            fresh(self.guest, one)
+            words, before = one.server.words, len(vm.messages())
+            read = f"dd if=/dev/{self.guest.device(one.lun)} of=/dev/null " \
+                "bs=4k count=1 iflag=direct"
+            other = self.store.image("other.raw")
+            os.truncate(other, SIZE + MIB)
+            one.server.kill()
+            one.server.words = qemu_nbd(one.server.path, other).words
+            one.server.start()
+            expect(vm.shell.run(read, check=False)[0] != 0,
+                   "the disk has another size, but can be read")
+            warned(self.guest, f"has {SIZE + MIB} bytes", before)
+            one.server.kill()
+            one.server.words = words
+            one.server.start()
+            wait_for("readable disk",
+                     lambda: vm.shell.run(read, check=False)[0] == 0)
+            self.guest.get().get_qmp_events()
+            run_load(self.guest, [one], SECONDS)
+        self.guarded(resized)
+
+    @for_each(["whole", "two"], "test_7_image")
     def images(self, name):
         self.image(name)
 
