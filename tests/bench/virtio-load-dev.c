@@ -75,12 +75,12 @@ static void add_arg(GString *args, const char *option, const char *value)
     g_string_append_printf(args, "%s %s ", option, quoted);
 }
 
-static void add_disk(GString *args, unsigned lun)
+static void add_disk(GString *args, const char *driver, unsigned lun)
 {
     g_autofree char *disk =
-        g_strdup_printf("{\"driver\":\"scsi-hd\",\"id\":\"hd%u\","
+        g_strdup_printf("{\"driver\":\"%s\",\"id\":\"hd%u\","
                         "\"bus\":\"vs.0\",\"drive\":\"disk%u\",\"channel\":0,"
-                        "\"scsi-id\":0,\"lun\":%u}", lun, lun, lun);
+                        "\"scsi-id\":0,\"lun\":%u}", driver, lun, lun, lun);
 
     add_arg(args, "-device", disk);
 }
@@ -99,7 +99,7 @@ static void add_device(GString *args, const LoadOptions *o)
 
     add_arg(args, "-device", device);
     for (unsigned i = 0; o->scsi && i < o->luns + !!o->drains; i++) {
-        add_disk(args, i);
+        add_disk(args, i < o->luns ? o->disk : "scsi-hd", i);
     }
 }
 

@@ -24,6 +24,7 @@ static const char help_text[] =
 "\n"
 "  --qemu PATH          QEMU's binary (default: $QTEST_QEMU_BINARY)\n"
 "  --device scsi|blk    virtio-scsi-pci with scsi-hd, or virtio-blk-pci (scsi)\n"
+"  --disk DRIVER        scsi-hd, scsi-block or scsi-generic (scsi-hd)\n"
 "  --ring split|packed  kind of virtqueue (split)\n"
 "  --indirect           indirect descriptors; else three for each request\n"
 "  --event-idx on|off   VIRTIO_RING_F_EVENT_IDX (on)\n"
@@ -368,7 +369,7 @@ static void check_together(LoadOptions *o)
  */
 
 enum {
-    OPT_QEMU = 256, OPT_DEVICE, OPT_RING, OPT_INDIRECT, OPT_EVENT_IDX,
+    OPT_QEMU = 256, OPT_DEVICE, OPT_DISK, OPT_RING, OPT_INDIRECT, OPT_EVENT_IDX,
     OPT_INTERRUPTS, OPT_KICK, OPT_QUEUES, OPT_IOTHREADS, OPT_MAPPING, OPT_LUNS,
     OPT_OWN_LUN, OPT_DEPTH, OPT_RING_SIZE, OPT_BS, OPT_RW, OPT_PATTERN,
     OPT_REGION, OPT_RATE, OPT_SECONDS, OPT_WARMUP, OPT_BACKEND, OPT_POLL_NS,
@@ -380,6 +381,7 @@ enum {
 static const struct option long_options[] = {
     { "qemu", required_argument, NULL, OPT_QEMU },
     { "device", required_argument, NULL, OPT_DEVICE },
+    { "disk", required_argument, NULL, OPT_DISK },
     { "ring", required_argument, NULL, OPT_RING },
     { "indirect", no_argument, NULL, OPT_INDIRECT },
     { "event-idx", required_argument, NULL, OPT_EVENT_IDX },
@@ -426,6 +428,10 @@ static bool device_option(LoadOptions *o, int opt, const char *name,
     switch (opt) {
     case OPT_DEVICE:
         o->scsi = opt_word(name, value, "scsi|blk") == 0;
+        return true;
+    case OPT_DISK:
+        opt_word(name, value, "scsi-hd|scsi-block|scsi-generic");
+        o->disk = value;
         return true;
     case OPT_RING:
         o->packed = opt_word(name, value, "split|packed");
@@ -571,6 +577,7 @@ void load_parse_options(LoadOptions *o, int argc, char **argv)
         .scsi = true, .event_idx = true, .kick_eventfd = true, .queues = 1,
         .iothreads = 1, .mapping = "rr", .luns = 1, .depth = 64, .bs = 4096,
         .random = true, .seconds = 1, .warmup = 0.3, .backend = "null-co",
+        .disk = "scsi-hd",
         .poll_ns = POLL_NS_DEFAULT, .flood = -1, .balance = -1,
     };
     /* for getopt's messages */

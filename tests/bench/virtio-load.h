@@ -45,6 +45,7 @@ typedef struct LoadOptions {
     double seconds;
     double warmup;
     const char *backend;
+    const char *disk;       /* driver of a SCSI disk */
     uint64_t region;        /* bytes of each disk; 0: all */
     int64_t poll_ns;        /* -1: QEMU's default */
     bool verify;
