@@ -16,6 +16,7 @@ unexport MAKEFLAGS MFLAGS
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-model check-guest check-libvirt check-migration check-backends \
+        check-iscsi check-ceph \
         bench bench-nbd profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
@@ -34,6 +35,9 @@ help: ## this list
 #:         make check-tsan      data races (NO_STOCK=1); check-asan: memory, leaks
 #:         make check-guest     iscsi-test-cu, sg3_utils, ext4 and xfs in a guest
 #:         make check-backends  files, qcow2, loop, NBD servers that go away
+#:         make check-iscsi     scsi-hd, scsi-block, scsi-generic on a target
+#:         make check-ceph      RBD: daemons that are killed, snapshots, clones
+#:           TESTS="-k NAME"    only these
 #:         make check-migration a guest at work moves, from and to stock, too
 #:         make check-libvirt   mapped controllers from XML, hotplug, save, migrate
 #:           PEER=sid           these two with QEMU or libvirt of Debian's sid
@@ -106,6 +110,18 @@ check-migration: build stock ## a guest at work moves between QEMUs, ours and st
 check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
 	@scripts/build/deps run backends
 	@scripts/lab/functional backends
+
+check-iscsi: storage ## a private iSCSI target that comes and goes, and a guest
+	@scripts/lab/functional iscsi $(TESTS)
+
+check-ceph: storage ## a private Ceph cluster whose daemons are killed, and a guest
+	@scripts/lab/functional ceph $(TESTS)
+
+.PHONY: storage
+storage: build
+	@scripts/build/deps run storage
+	@scripts/build/build-qemu bench
+	@scripts/build/build-qemu storage
 
 bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk, fio
 	@scripts/build/deps bench
