@@ -146,6 +146,8 @@ uint32_t scsi_disk_max_blocks(const SCSIDiskFacts *f, const SCSICommand *cmd)
     return MIN_NON_ZERO(f->max_transfer / cmd->blocksize, max_io);
 }
 
+#define UNMAP_DESCRIPTORS   255     /* in 4 KiB, behind a header */
+
 static size_t vpd_block_limits(const SCSIDiskFacts *f, const SCSICommand *cmd,
                                uint8_t *data)
 {
@@ -156,7 +158,7 @@ static size_t vpd_block_limits(const SCSIDiskFacts *f, const SCSICommand *cmd,
         .min_io_size = conf->min_io_size / cmd->blocksize,
         .opt_io_size = conf->opt_io_size / cmd->blocksize,
         .max_unmap_sectors = f->max_unmap_size / cmd->blocksize,
-        .max_unmap_descr = 255,     /* in 4 KiB, behind a header */
+        .max_unmap_descr = UNMAP_DESCRIPTORS,
         .max_io_sectors = scsi_disk_max_blocks(f, cmd),
     };
 
@@ -484,6 +486,75 @@ bool scsi_disk_mode_page_ok(const SCSIDiskFacts *f, uint8_t code,
     return true;
 }
 
+int scsi_disk_block_size_asked(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                               const uint8_t *descriptor)
+{
+    uint32_t size = ldl_be_p(descriptor + 4) & 0xffffff;
+
+    if (!size || size == cmd->blocksize) {
+        return 0;
+    }
+    /* READ CAPACITY's answer has one byte for it, as QEMU always had it. */
+    if (!(size & ~0xfe00) && f->block_size_change) {
+        return size;
+    }
+    return f->standard || !f->block_size_change ? -1 : 0;
+}
+
+/*
+ * UNMAP (SBC-3, 5.28)
+ */
+
+#define UNMAP_DESCRIPTOR    16
+
+bool scsi_disk_unmap_ok(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                        const uint8_t *descriptors, unsigned num)
+{
+    uint64_t max = f->max_unmap_size / cmd->blocksize;
+    uint64_t blocks = 0;
+
+    for (unsigned i = 0; i < num; i++) {
+        blocks += ldl_be_p(descriptors + i * UNMAP_DESCRIPTOR + 8);
+    }
+    /* 0: no limit was told */
+    return num <= UNMAP_DESCRIPTORS && (!max || blocks <= max);
+}
+
+static int compare_ranges(const void *one, const void *other)
+{
+    const SCSIBlockRange *a = one, *b = other;
+
+    return a->lba < b->lba ? -1 : a->lba > b->lba;
+}
+
+unsigned scsi_disk_unmap_ranges(const uint8_t *descriptors, unsigned num,
+                                SCSIBlockRange *ranges)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < num; i++) {
+        const uint8_t *p = descriptors + i * UNMAP_DESCRIPTOR;
+
+        ranges[i] = (SCSIBlockRange) { ldq_be_p(p), ldl_be_p(p + 8) };
+    }
+    qsort(ranges, num, sizeof(*ranges), compare_ranges);
+    for (unsigned i = 0; i < num; i++) {
+        SCSIBlockRange next = ranges[i];
+        SCSIBlockRange *last = n ? &ranges[n - 1] : NULL;
+
+        if (!next.blocks) {
+            continue;
+        }
+        if (last && next.lba - last->lba <= last->blocks) {
+            last->blocks = MAX(last->blocks,
+                               next.lba - last->lba + next.blocks);
+        } else {
+            ranges[n++] = next;
+        }
+    }
+    return n;
+}
+
 /*
  * Commands
  */
@@ -523,7 +594,7 @@ const SCSIDiskCommand scsi_disk_commands[256] = {
     [VERIFY_10]             = EMULATED(DISK | ROM,
             { [1] = 0x16, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
     [SYNCHRONIZE_CACHE]     = EMULATED(DISK | ROM,
-            { [1] = 0x02, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
+            { [1] = 0x06, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
     [WRITE_SAME_10]         = EMULATED(DISK,
             { [1] = 0x08, [2 ... 5] = 0xff, [7 ... 8] = 0xff }),
     [UNMAP]                 = EMULATED(DISK, { [7 ... 8] = 0xff }),
@@ -539,7 +610,7 @@ const SCSIDiskCommand scsi_disk_commands[256] = {
     [RESERVE_10]            = ANYTIME(DISK | ROM),
     [RELEASE_10]            = ANYTIME(DISK | ROM),
     [MODE_SENSE_10]         = ANYTIME(DISK | ROM,
-            { [1] = 0x08, [2 ... 3] = 0xff, [7 ... 8] = 0xff }),
+            { [1] = 0x18, [2 ... 3] = 0xff, [7 ... 8] = 0xff }),
 
     [READ_16]               = MEDIUM(DISK | ROM,
             { [1] = 0x18, [2 ... 13] = 0xff }),

@@ -25,6 +25,7 @@ TYPES = ("virtio-scsi-pci", "virtio-scsi-device", "virtio-blk-pci",
 NEW_PROPERTIES = {
     ("scsi-hd", "request-merging"), ("scsi-cd", "request-merging"),
     ("scsi-hd", "standard-answers"), ("scsi-cd", "standard-answers"),
+    ("scsi-hd", "block-size-change"), ("scsi-cd", "block-size-change"),
     ("virtio-scsi-pci", "iothread-vq-balance"),
     ("virtio-scsi-device", "iothread-vq-balance"),
 }

@@ -102,7 +102,14 @@ void mq_setup(MqDev *d, unsigned form, size_t data_max);
 void mq_driver_ok(MqDev *d);
 void mq_start(MqDev *d, unsigned form, size_t data_max);
 void mq_reset(MqDev *d);
+
+/*
+ * Move the VM by a file to @to, which waits with "-incoming defer"; false if
+ * that refuses it, where mq_migrate() fails.
+ */
+bool mq_try_migrate(QTestState *from, QTestState *to);
 void mq_migrate(QTestState *from, QTestState *to);
+
 void mq_migrated(MqDev *d, QTestState *to);
 
 /* libqos has found the capabilities of a modern device. */

@@ -2,8 +2,7 @@
  * virtio-scsi: what disks and cds tell of themselves
  *
  * INQUIRY data, VPD pages, mode pages and their like, in the default setting,
- * which is QEMU 10.0's, and with standard-answers=on.  The driver is in
- * virtio-scsi-mq-common.c.
+ * which is QEMU 10.0's, and with standard-answers=on.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -13,142 +12,18 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "qemu/units.h"
-#include "qobject/qdict.h"
-#include "libqos/malloc-pc.h"
-#include "libqos/pci-pc.h"
 #include "scsi/constants.h"
-#include "virtio-scsi-mq-answer.h"
+#include "virtio-scsi-lun.h"
 
-#define CTRL_SLOT   9
-#define NUM_QUEUES  2
-#define BLOCK       512
-#define LUN_BLOCKS  4096u
-#define LUN_BYTES   (LUN_BLOCKS * BLOCK)
-#define DATA_MAX    (150 * KiB)
 #define HUGE        (64 * KiB + 32)
+
+/* A node that takes 64 blocks at most */
+#define SMALL_NODE  "\"driver\":\"blkdebug\",\"max-transfer\":32768," \
+                    "\"image\":"
 
 /* The longest allocation length that is tried, and more bytes in the buffer */
 #define ALLOC_MAX   512
 #define SLACK       5
-
-enum { LUN_HD, LUN_CD };
-
-#define STANDARD    ",\"standard-answers\":true"
-
-/*
- * Virtual machine
- */
-
-static QGuestAllocator vm_alloc;
-static QPCIBus *vm_bus;
-static int hd_fd;       /* LUN_HD's file, which has no name */
-
-/* The node of LUN_HD, up to the one that it has below */
-#define RAW         "\"driver\":\"raw\",\"file\":"
-#define QCOW2       "\"driver\":\"qcow2\",\"file\":"
-/* One read that begins before READ_ERROR_LBA and comes to it fails. */
-#define READ_ERROR_LBA  1000
-#define READ_ERROR  "\"driver\":\"blkdebug\",\"inject-error\":[{" \
-                    "\"event\":\"none\",\"iotype\":\"read\"," \
-                    "\"sector\":" stringify(READ_ERROR_LBA) "," \
-                    "\"once\":true}],\"image\":"
-
-/* All JSON: plain -device options would be created before JSON ones. */
-static char *vm_args(const char *hd_path, const char *hd_node,
-                     const char *hd_props, const char *cd_props)
-{
-    return g_strdup_printf("-machine pc"
-        " -object '{\"qom-type\":\"iothread\",\"id\":\"iot0\"}'"
-        " -object '{\"qom-type\":\"iothread\",\"id\":\"iot1\"}'"
-        " -blockdev '{\"node-name\":\"disk\",%s"
-        "{\"driver\":\"file\",\"locking\":\"off\",\"filename\":\"%s\"}}'"
-        " -blockdev '{\"driver\":\"null-co\",\"node-name\":\"dvd\","
-        "\"read-only\":true,\"read-zeroes\":true,\"size\":%" PRIu64 "}'"
-        " -device '{\"driver\":\"virtio-scsi-pci\",\"id\":\"vs\","
-        "\"addr\":\"%u\",\"num_queues\":%u,\"virtqueue_size\":16,"
-        "\"iothread-vq-mapping\":"
-        "[{\"iothread\":\"iot0\"},{\"iothread\":\"iot1\"}]}'"
-        " -device '{\"driver\":\"scsi-hd\",\"id\":\"hd\",\"drive\":\"disk\","
-        "\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,\"lun\":%u%s}'"
-        " -device '{\"driver\":\"scsi-cd\",\"id\":\"cd\",\"drive\":\"dvd\","
-        "\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,\"lun\":%u%s}'",
-        hd_node, hd_path, (uint64_t)GiB, CTRL_SLOT, NUM_QUEUES, LUN_HD,
-        hd_props, LUN_CD, cd_props);
-}
-
-static char *make_image(void)
-{
-    g_autofree uint8_t *image = g_malloc(LUN_BYTES);
-    char *path = mq_open_unnamed(&hd_fd);
-
-    mq_fill_pattern(image, 0, LUN_BLOCKS, 0);
-    g_assert_cmpint(pwrite(hd_fd, image, LUN_BYTES, 0), ==, LUN_BYTES);
-    return path;
-}
-
-static MqDev *begin_with(const char *qemu, char *args)
-{
-    QTestState *qts = qtest_init_with_env(qemu, args, true);
-    MqDev *d;
-
-    g_free(args);
-    pc_alloc_init(&vm_alloc, qts, ALLOC_NO_FLAGS);
-    vm_bus = qpci_new_pc(qts, &vm_alloc);
-    d = mq_open(vm_bus, &vm_alloc, CTRL_SLOT);
-    mq_start(d, MQ_SPLIT, DATA_MAX);
-    mq_clear_ua(mq_queue(d, 0), 0, LUN_HD);
-    mq_clear_ua(mq_queue(d, 0), 0, LUN_CD);
-    return d;
-}
-
-/* @qemu: the environment variable that names the binary; or NULL */
-static MqDev *begin_on(const char *qemu, const char *hd_props,
-                       const char *cd_props)
-{
-    g_autofree char *path = make_image();
-
-    return begin_with(qemu, vm_args(path, RAW, hd_props, cd_props));
-}
-
-static MqDev *begin(const char *hd_props, const char *cd_props)
-{
-    return begin_on(NULL, hd_props, cd_props);
-}
-
-static void end(MqDev *d)
-{
-    QTestState *qts = d->qts;
-
-    mq_reset(d);
-    mq_close(d);
-    qpci_free_pc(vm_bus);
-    alloc_destroy(&vm_alloc);
-    qtest_quit(qts);
-    close(hd_fd);
-}
-
-/* Each command comes by another queue. */
-static void run(MqDev *d, const MqCmd *cmd, MqAnswer *a)
-{
-    static unsigned n;
-
-    mq_run(mq_queue(d, n++ % NUM_QUEUES), cmd, &a->resp, a->in);
-}
-
-static void expect_refusal(MqDev *d, const MqCmd *cmd, uint16_t asc)
-{
-    static MqAnswer a;
-
-    run(d, cmd, &a);
-    mq_expect_sense(cmd, &a, ILLEGAL_REQUEST, asc);
-    g_assert_cmpuint(le32_to_cpu(a.resp.resid), ==,
-                     MAX(cmd->in_len, cmd->out_len));
-}
-
-#define INVALID_OPCODE  0x2000
-#define OUT_OF_RANGE    0x2100
-#define INVALID_FIELD   0x2400
-#define INVALID_PARAM   0x2600
 
 /*
  * Answers with an allocation length and a header that says how long they are
@@ -227,23 +102,6 @@ static const Form answer_forms[] = {
       8, 2, 0, 2, 2 },
 };
 
-static uint32_t field(const uint8_t *at, unsigned n)
-{
-    uint32_t value = 0;
-
-    for (unsigned i = 0; i < n; i++) {
-        value = value << 8 | at[i];
-    }
-    return value;
-}
-
-static void set_field(uint8_t *at, unsigned n, uint32_t value)
-{
-    for (unsigned i = 0; i < n; i++) {
-        at[i] = value >> 8 * (n - 1 - i);
-    }
-}
-
 static uint32_t alloc_max(const Form *f)
 {
     return f->alloc_n == 1 ? UINT8_MAX : ALLOC_MAX;
@@ -254,7 +112,7 @@ static MqCmd form_cmd(const Form *f, uint32_t alloc)
     MqCmd cmd = mq_cmd(f->lun, 0);
 
     memcpy(cmd.cdb, f->cdb, sizeof(f->cdb));
-    set_field(cmd.cdb + f->alloc_at, f->alloc_n, alloc);
+    lun_set_field(cmd.cdb + f->alloc_at, f->alloc_n, alloc);
     cmd.in_len = alloc + SLACK;
     return cmd;
 }
@@ -272,7 +130,7 @@ static uint32_t check_answer(const Form *f, const MqCmd *cmd,
     g_assert_cmpuint(moved, <=, alloc);
     mq_expect_moved(cmd, a, moved);
     if (moved >= f->len_at + f->len_n) {
-        want = MIN(want, field(a->in + f->len_at, f->len_n) + f->len_plus);
+        want = MIN(want, lun_field(a->in + f->len_at, f->len_n) + f->len_plus);
     }
     if (moved != want) {
         mq_describe(cmd, a);
@@ -289,17 +147,17 @@ static void check_form(MqDev *d, const Form *f, bool standard)
     uint32_t max = alloc_max(f), len;
     MqCmd cmd = form_cmd(f, max);
 
-    run(d, &cmd, &whole);
+    lun_run(d, &cmd, &whole);
     len = check_answer(f, &cmd, &whole, max);
     for (uint32_t alloc = 0; alloc <= max; alloc++) {
         uint32_t moved;
 
         cmd = form_cmd(f, alloc);
         if (alloc < f->min) {
-            expect_refusal(d, &cmd, INVALID_FIELD);
+            lun_expect_refusal(d, &cmd, ASC_FIELD);
             continue;
         }
-        run(d, &cmd, &a);
+        lun_run(d, &cmd, &a);
         moved = check_answer(f, &cmd, &a, alloc);
         g_assert_cmpuint(moved, <=, len);
         if (f->follows && !standard) {
@@ -316,7 +174,7 @@ static void check_form(MqDev *d, const Form *f, bool standard)
 
 static void check_lengths(bool standard)
 {
-    MqDev *d = begin(standard ? ",\"serial\":\"abc\"" STANDARD
+    MqDev *d = lun_begin(standard ? ",\"serial\":\"abc\"" STANDARD
                               : ",\"serial\":\"abc\"",
                      standard ? STANDARD : "");
 
@@ -325,7 +183,7 @@ static void check_lengths(bool standard)
             check_form(d, &answer_forms[i], standard);
         }
     }
-    end(d);
+    lun_end(d);
 }
 
 static void test_lengths_default(void)
@@ -358,7 +216,7 @@ static void check_fuzzed(MqDev *d, unsigned rounds, bool standard)
             f.cdb[2] = g_test_rand_int_range(0, 256);
         }
         cmd = form_cmd(&f, alloc);
-        run(d, &cmd, &a);
+        lun_run(d, &cmd, &a);
         if (a.resp.status == CHECK_CONDITION) {
             mq_expect_sense(&cmd, &a, ILLEGAL_REQUEST, mq_asc(&a.resp));
             g_assert_cmpuint(le32_to_cpu(a.resp.resid), ==, cmd.in_len);
@@ -370,28 +228,28 @@ static void check_fuzzed(MqDev *d, unsigned rounds, bool standard)
 
 static void test_fuzzed(void)
 {
-    MqDev *d = begin("", "");
+    MqDev *d = lun_begin("", "");
 
     check_fuzzed(d, 2000, false);
-    end(d);
-    d = begin(STANDARD, STANDARD);
+    lun_end(d);
+    d = lun_begin(STANDARD, STANDARD);
     check_fuzzed(d, 2000, true);
-    end(d);
+    lun_end(d);
 }
 
 /* Four bytes of allocation length may ask for anything. */
 static void test_huge_lengths(void)
 {
-    MqDev *d = begin("", "");
+    MqDev *d = lun_begin("", "");
     MqCmd cmd = mq_cmd(LUN_HD, SERVICE_ACTION_IN_16);
     static MqAnswer a;
 
     cmd.cdb[1] = SAI_READ_CAPACITY_16;
-    set_field(cmd.cdb + 10, 4, HUGE);
+    lun_set_field(cmd.cdb + 10, 4, HUGE);
     cmd.in_len = HUGE;
-    run(d, &cmd, &a);
+    lun_run(d, &cmd, &a);
     mq_expect_moved(&cmd, &a, 32);
-    end(d);
+    lun_end(d);
 }
 
 /*
@@ -405,7 +263,7 @@ static void check_inquiry(MqDev *d, uint16_t lun, const uint8_t *versions)
 
     cmd.cdb[4] = 255;
     cmd.in_len = 255;
-    run(d, &cmd, &a);
+    lun_run(d, &cmd, &a);
     mq_expect_moved(&cmd, &a, 74);
     g_assert_cmpuint(a.in[0], ==, lun == LUN_CD ? TYPE_ROM : TYPE_DISK);
     g_assert_cmpuint(a.in[1], ==, lun == LUN_CD ? 0x80 : 0);
@@ -419,11 +277,11 @@ static void test_inquiry(void)
 {
     static const uint8_t hd[] = { 0x00, 0xa0, 0x03, 0x00, 0x04, 0xc0 };
     static const uint8_t cd[] = { 0x00, 0xa0, 0x03, 0x00, 0x04, 0xe0 };
-    MqDev *d = begin(STANDARD, STANDARD);
+    MqDev *d = lun_begin(STANDARD, STANDARD);
 
     check_inquiry(d, LUN_HD, hd);
     check_inquiry(d, LUN_CD, cd);
-    end(d);
+    lun_end(d);
 }
 
 /* A page is in the list if, and only if, it is there. */
@@ -435,64 +293,50 @@ static void check_vpd_list(MqDev *d, uint16_t lun)
     cmd.cdb[1] = 1;
     cmd.cdb[4] = 255;
     cmd.in_len = 255;
-    run(d, &cmd, &list);
+    lun_run(d, &cmd, &list);
     mq_expect_moved(&cmd, &list, 4 + list.in[3]);
     for (unsigned page = 0; page < 256; page++) {
         cmd.tag = mq_next_tag();
         cmd.cdb[2] = page;
         if (memchr(list.in + 4, page, list.in[3])) {
-            run(d, &cmd, &a);
-            mq_expect_moved(&cmd, &a, 4 + field(a.in + 2, 2));
+            lun_run(d, &cmd, &a);
+            mq_expect_moved(&cmd, &a, 4 + lun_field(a.in + 2, 2));
             g_assert_cmpuint(a.in[1], ==, page);
         } else {
-            expect_refusal(d, &cmd, INVALID_FIELD);
+            lun_expect_refusal(d, &cmd, ASC_FIELD);
         }
     }
 }
 
 static void test_vpd_list(void)
 {
-    MqDev *d = begin(",\"serial\":\"abc\"" STANDARD, STANDARD);
+    MqDev *d = lun_begin(",\"serial\":\"abc\"" STANDARD, STANDARD);
 
     check_vpd_list(d, LUN_HD);
     check_vpd_list(d, LUN_CD);
-    end(d);
-}
-
-/* A VPD page; returns the length without header */
-static size_t id_page(MqDev *d, uint16_t lun, uint8_t page, MqAnswer *a)
-{
-    MqCmd cmd = mq_cmd(lun, INQUIRY);
-
-    cmd.cdb[1] = 1;
-    cmd.cdb[2] = page;
-    cmd.cdb[3] = 2;
-    cmd.in_len = 512;
-    run(d, &cmd, a);
-    mq_expect_moved(&cmd, a, 4 + field(a->in + 2, 2));
-    return field(a->in + 2, 2);
+    lun_end(d);
 }
 
 /* Two LUNs that nothing was said about are not the same one. */
 static void test_unique(void)
 {
     static MqAnswer hd, cd;
-    MqDev *d = begin(STANDARD, STANDARD);
-    size_t len = id_page(d, LUN_HD, 0x83, &hd);
+    MqDev *d = lun_begin(STANDARD, STANDARD);
+    size_t len = lun_vpd_page(d, LUN_HD, 0x83, &hd);
 
-    g_assert_cmpuint(id_page(d, LUN_CD, 0x83, &cd), ==, len);
+    g_assert_cmpuint(lun_vpd_page(d, LUN_CD, 0x83, &cd), ==, len);
     g_assert_cmpuint(len, >, 4 + 8);
     g_assert_cmpuint(hd.in[4], ==, 2);      /* ASCII */
     g_assert_cmpuint(hd.in[5], ==, 1);      /* T10 vendor identification */
     g_assert_cmpuint(hd.in[7], ==, len - 4);
     g_assert_cmpmem(hd.in + 8, 8, "QEMU    ", 8);
     g_assert_cmpint(memcmp(hd.in + 8, cd.in + 8, len - 4), !=, 0);
-    end(d);
+    lun_end(d);
 
     /* By default there is nothing, as in QEMU 10.0. */
-    d = begin("", "");
-    g_assert_cmpuint(id_page(d, LUN_HD, 0x83, &hd), ==, 0);
-    end(d);
+    d = lun_begin("", "");
+    g_assert_cmpuint(lun_vpd_page(d, LUN_HD, 0x83, &hd), ==, 0);
+    lun_end(d);
 }
 
 /* A serial number longer than 36 characters: whole, or its beginning */
@@ -508,11 +352,11 @@ static void test_long_serial(void)
     for (unsigned standard = 0; standard < 2; standard++) {
         g_autofree char *all = g_strconcat(props, standard ? STANDARD : "",
                                            NULL);
-        MqDev *d = begin(all, "");
-        size_t len = id_page(d, LUN_HD, 0x80, &a);
+        MqDev *d = lun_begin(all, "");
+        size_t len = lun_vpd_page(d, LUN_HD, 0x80, &a);
 
         g_assert_cmpmem(a.in + 4, len, serial, 252);
-        len = id_page(d, LUN_HD, 0x83, &a);
+        len = lun_vpd_page(d, LUN_HD, 0x83, &a);
         g_assert_cmpuint(a.in[5], ==, 0);   /* vendor specific */
         g_assert_cmpmem(a.in + 8, a.in[7], serial, 20);
         if (standard) {
@@ -524,31 +368,8 @@ static void test_long_serial(void)
         } else {
             g_assert_cmpuint(len, ==, 24);
         }
-        end(d);
+        lun_end(d);
     }
-}
-
-/* An empty qcow2 image (docs/interop/qcow2.rst) with clusters of 64 KiB */
-static char *make_qcow2(void)
-{
-    enum { CLUSTER = 64 * KiB };
-    g_autofree uint8_t *image = g_malloc0(4 * CLUSTER);
-    char *path = mq_open_unnamed(&hd_fd);
-
-    memcpy(image, "QFI\xfb", 4);
-    stl_be_p(image + 4, 2);                     /* version */
-    stl_be_p(image + 20, 16);                   /* cluster bits */
-    stq_be_p(image + 24, LUN_BYTES);
-    stl_be_p(image + 36, 1);                    /* L1 entries */
-    stq_be_p(image + 40, 3 * CLUSTER);          /* L1 table */
-    stq_be_p(image + 48, CLUSTER);              /* refcount table */
-    stl_be_p(image + 56, 1);                    /* its clusters */
-    stq_be_p(image + CLUSTER, 2 * CLUSTER);
-    for (unsigned i = 0; i < 4; i++) {
-        stw_be_p(image + 2 * CLUSTER + 2 * i, 1);
-    }
-    g_assert_cmpint(pwrite(hd_fd, image, 4 * CLUSTER, 0), ==, 4 * CLUSTER);
-    return path;
 }
 
 /* The granularity that is told is that of the image, unless it was given. */
@@ -565,14 +386,41 @@ static void test_granularity(void)
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        g_autofree char *path = make_qcow2();
+        g_autofree char *path = lun_make_qcow2();
         static MqAnswer a;
-        MqDev *d = begin_with(NULL, vm_args(path, cases[i].node,
+        MqDev *d = lun_begin_with(NULL, lun_vm_args(path, cases[i].node,
                                             cases[i].props, ""));
 
-        id_page(d, LUN_HD, 0xb0, &a);
-        g_assert_cmpuint(ldl_be_p(a.in + 28) * BLOCK, ==, cases[i].bytes);
-        end(d);
+        lun_vpd_page(d, LUN_HD, 0xb0, &a);
+        g_assert_cmpuint(ldl_be_p(a.in + 28) * LUN_BLOCK, ==, cases[i].bytes);
+        lun_end(d);
+    }
+}
+
+/* No more at once than the node takes, nor than max_io_size */
+static void test_limits(void)
+{
+    static const struct {
+        const char *node, *props;
+        unsigned blocks;
+    } cases[] = {
+        { RAW, "", INT32_MAX / LUN_BLOCK },
+        { SMALL_NODE, "", 64 },
+        { SMALL_NODE, ",\"max_io_size\":8192", 16 },
+        { SMALL_NODE, ",\"max_io_size\":65536", 64 },
+        { SMALL_NODE, STANDARD, 64 },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *path = lun_make_image();
+        static MqAnswer a;
+        MqDev *d = lun_begin_with(NULL, lun_vm_args(path, cases[i].node,
+                                                    cases[i].props, ""));
+
+        lun_vpd_page(d, LUN_HD, 0xb0, &a);
+        g_assert_cmpuint(ldl_be_p(a.in + 8), ==, cases[i].blocks);
+        g_assert_cmpuint(ldl_be_p(a.in + 40), ==, cases[i].blocks);
+        lun_end(d);
     }
 }
 
@@ -593,7 +441,7 @@ static bool is_reported(MqDev *d, uint8_t opcode, bool by_action,
     stw_be_p(cmd.cdb + 4, action);
     stl_be_p(cmd.cdb + 6, 64);
     cmd.in_len = 64;
-    run(d, &cmd, &a);
+    lun_run(d, &cmd, &a);
     mq_expect_moved(&cmd, &a, 4 + lduw_be_p(a.in + 2));
     if (a.in[1] == 1) {
         g_assert_cmpuint(lduw_be_p(a.in + 2), ==, 0);
@@ -610,16 +458,16 @@ static bool is_known(MqDev *d, uint16_t lun, uint8_t opcode)
     static MqAnswer a;
     MqCmd cmd = mq_cmd(lun, opcode);
 
-    run(d, &cmd, &a);
+    lun_run(d, &cmd, &a);
     return !(a.resp.response == VIRTIO_SCSI_S_OK &&
              a.resp.status == CHECK_CONDITION &&
-             mq_asc(&a.resp) == INVALID_OPCODE);
+             mq_asc(&a.resp) == ASC_OPCODE);
 }
 
 /* What is in the list is there, and nothing else. */
 static void test_opcodes(void)
 {
-    MqDev *d = begin(STANDARD, STANDARD);
+    MqDev *d = lun_begin(STANDARD, STANDARD);
     MqCmd cmd = mq_cmd(LUN_HD, MAINTENANCE_IN);
     bool listed[256] = { false };
     static MqAnswer a;
@@ -629,7 +477,7 @@ static void test_opcodes(void)
     cmd.cdb[1] = 0x0c;
     stl_be_p(cmd.cdb + 6, 4096);
     cmd.in_len = 4096;
-    run(d, &cmd, &a);
+    lun_run(d, &cmd, &a);
     len = ldl_be_p(a.in);
     mq_expect_moved(&cmd, &a, 4 + len);
     g_assert_cmpuint(len % 8, ==, 0);
@@ -656,15 +504,15 @@ static void test_opcodes(void)
     /* By the wrong option, of an option that there isn't, and of a cd */
     cmd.cdb[2] = 1;
     cmd.cdb[3] = MAINTENANCE_IN;
-    expect_refusal(d, &cmd, INVALID_FIELD);
+    lun_expect_refusal(d, &cmd, ASC_FIELD);
     cmd.cdb[2] = 2;
     cmd.cdb[3] = READ_10;
-    expect_refusal(d, &cmd, INVALID_FIELD);
+    lun_expect_refusal(d, &cmd, ASC_FIELD);
     cmd.cdb[2] = 4;
-    expect_refusal(d, &cmd, INVALID_FIELD);
+    lun_expect_refusal(d, &cmd, ASC_FIELD);
     g_assert_false(is_known(d, LUN_CD, MAINTENANCE_IN));
     g_assert_false(is_known(d, LUN_CD, WRITE_10));
-    end(d);
+    lun_end(d);
 }
 
 /* A bit of byte 1 that isn't among the usage bits is refused, any other not. */
@@ -675,9 +523,9 @@ static void test_usage(void)
         WRITE_VERIFY_10, WRITE_VERIFY_12, WRITE_VERIFY_16, WRITE_SAME_10,
         WRITE_SAME_16,
     };
-    static const uint8_t data[BLOCK];
+    static const uint8_t data[LUN_BLOCK];
     static MqAnswer a;
-    MqDev *d = begin(STANDARD, STANDARD);
+    MqDev *d = lun_begin(STANDARD, STANDARD);
 
     for (unsigned i = 0; i < ARRAY_SIZE(opcodes); i++) {
         bool reads = i < 4;
@@ -691,58 +539,58 @@ static void test_usage(void)
             if (opcodes[i] == READ_6 && bit < 5) {
                 continue;       /* the LBA */
             }
-            set_field(cmd.cdb + (opcodes[i] >> 5 == 0 ? 4 :
+            lun_set_field(cmd.cdb + (opcodes[i] >> 5 == 0 ? 4 :
                                  opcodes[i] >> 5 == 5 ? 9 :
                                  opcodes[i] >> 5 == 4 ? 13 : 8), 1, 1);
             cmd.cdb[1] = 1 << bit;
-            cmd.in_len = reads ? BLOCK : 0;
+            cmd.in_len = reads ? LUN_BLOCK : 0;
             cmd.out = data;
-            cmd.out_len = reads || ndob ? 0 : BLOCK;
+            cmd.out_len = reads || ndob ? 0 : LUN_BLOCK;
             if (usage[1] & 1 << bit) {
-                run(d, &cmd, &a);
+                lun_run(d, &cmd, &a);
                 mq_expect_moved(&cmd, &a, MAX(cmd.in_len, cmd.out_len));
             } else {
-                expect_refusal(d, &cmd, INVALID_FIELD);
+                lun_expect_refusal(d, &cmd, ASC_FIELD);
             }
         }
     }
-    end(d);
+    lun_end(d);
 }
 
 static void test_tmfs(void)
 {
-    MqDev *d = begin(STANDARD, "");
+    MqDev *d = lun_begin(STANDARD, "");
     MqCmd cmd = mq_cmd(LUN_HD, MAINTENANCE_IN);
     static MqAnswer a;
 
     cmd.cdb[1] = 0x0d;
     cmd.cdb[9] = 16;
     cmd.in_len = 16;
-    run(d, &cmd, &a);
+    lun_run(d, &cmd, &a);
     mq_expect_moved(&cmd, &a, 4);
     /* ATS, ATSS, CTSS, LURS, QTS; QTSS, ITNRS */
     g_assert_cmphex(lduw_be_p(a.in), ==, 0xdc03);
-    end(d);
+    lun_end(d);
 }
 
 /* What QEMU 10.0 hasn't got isn't there by default. */
 static void test_default(void)
 {
-    MqDev *d = begin("", "");
+    MqDev *d = lun_begin("", "");
     MqCmd cmd = mq_cmd(LUN_HD, MODE_SENSE);
 
     g_assert_false(is_known(d, LUN_HD, MAINTENANCE_IN));
     cmd.cdb[2] = MODE_PAGE_CONTROL;
     cmd.cdb[4] = 255;
     cmd.in_len = 255;
-    expect_refusal(d, &cmd, INVALID_FIELD);
-    end(d);
+    lun_expect_refusal(d, &cmd, ASC_FIELD);
+    lun_end(d);
 }
 
 /* MODE SELECT takes what MODE SENSE says, and changes only WCE. */
 static void test_mode_select(void)
 {
-    MqDev *d = begin(STANDARD, STANDARD);
+    MqDev *d = lun_begin(STANDARD, STANDARD);
     static MqAnswer now, changeable, a;
 
     for (unsigned page = 0; page < 0x3f; page++) {
@@ -753,7 +601,7 @@ static void test_mode_select(void)
         cmd.cdb[2] = page;
         cmd.cdb[8] = 255;
         cmd.in_len = 255;
-        run(d, &cmd, &now);
+        lun_run(d, &cmd, &now);
         if (now.resp.status != GOOD) {
             continue;
         }
@@ -762,7 +610,7 @@ static void test_mode_select(void)
         g_assert_cmpuint(now.in[8], ==, page);
         cmd.tag = mq_next_tag();
         cmd.cdb[2] |= 0x40;
-        run(d, &cmd, &changeable);
+        lun_run(d, &cmd, &changeable);
 
         for (unsigned bit = 0; bit < (len - 10) * 8; bit++) {
             g_autofree uint8_t *list = g_memdup2(now.in, len);
@@ -776,208 +624,16 @@ static void test_mode_select(void)
             cmd.cdb[8] = len;
             cmd.out = list;
             cmd.out_len = len;
-            run(d, &cmd, &a);
+            lun_run(d, &cmd, &a);
             g_assert_cmpint(may, ==, page == MODE_PAGE_CACHING && bit == 2);
             if (may) {
                 mq_assert_good(&a.resp);
             } else {
-                mq_expect_sense(&cmd, &a, ILLEGAL_REQUEST, INVALID_PARAM);
+                mq_expect_sense(&cmd, &a, ILLEGAL_REQUEST, ASC_PARAM);
             }
         }
     }
-    end(d);
-}
-
-/*
- * VERIFY and WRITE SAME
- */
-
-#define DIFFERS     0x1d00
-
-static MqCmd range_cmd(uint8_t opcode, unsigned byte1, uint32_t lba,
-                       uint32_t blocks)
-{
-    MqCmd cmd = mq_cmd(LUN_HD, opcode);
-    bool is_16 = opcode >> 5 == 4, is_12 = opcode >> 5 == 5;
-
-    cmd.cdb[1] = byte1;
-    set_field(cmd.cdb + (is_16 ? 6 : 2), 4, lba);
-    set_field(cmd.cdb + (is_16 ? 10 : is_12 ? 6 : 7), is_16 || is_12 ? 4 : 2,
-              blocks);
-    return cmd;
-}
-
-/* @data of @len bytes against @blocks from @lba on; @asc: 0 if it is good */
-static void verify(MqDev *d, uint8_t opcode, unsigned bytchk, uint32_t lba,
-                   uint32_t blocks, const uint8_t *data, size_t len,
-                   uint16_t asc)
-{
-    static MqAnswer a;
-    MqCmd cmd = range_cmd(opcode, bytchk << 1, lba, blocks);
-
-    cmd.out = data;
-    cmd.out_len = len;
-    run(d, &cmd, &a);
-    if (!asc) {
-        mq_expect_moved(&cmd, &a, len);
-    } else {
-        mq_expect_sense(&cmd, &a, asc == DIFFERS ? MISCOMPARE
-                                                 : ILLEGAL_REQUEST, asc);
-    }
-}
-
-static void check_verify(MqDev *d, uint8_t opcode, bool standard)
-{
-    enum { SAME_LBA = 3000, SAME_BLOCKS = 400 };
-    static const uint16_t counts[] = { 1, 8, 128, 300 };
-    static uint8_t data[DATA_MAX];
-
-    verify(d, opcode, 0, 5, 0, NULL, 0, 0);
-    verify(d, opcode, 0, 5, 7, NULL, 0, 0);
-    verify(d, opcode, 0, LUN_BLOCKS, 0, NULL, 0, 0);
-    verify(d, opcode, 0, LUN_BLOCKS - 1, 2, NULL, 0,
-           standard ? OUT_OF_RANGE : 0);
-    verify(d, opcode, 2, 5, 1, NULL, 0, INVALID_FIELD);
-    verify(d, opcode, 0x11, 5, 1, data, BLOCK, INVALID_FIELD);
-    verify(d, opcode, 1, LUN_BLOCKS, 1, data, BLOCK, OUT_OF_RANGE);
-    verify(d, opcode, 3, LUN_BLOCKS - 1, 2, data, BLOCK, OUT_OF_RANGE);
-
-    for (unsigned i = 0; i < ARRAY_SIZE(counts); i++) {
-        size_t len = counts[i] * BLOCK;
-
-        mq_fill_pattern(data, 100, counts[i], 0);
-        verify(d, opcode, 1, 100, counts[i], data, len, 0);
-        verify(d, opcode, 1, 101, counts[i], data, len, DIFFERS);
-        data[len - 1] ^= 1;
-        verify(d, opcode, 1, 100, counts[i], data, len, DIFFERS);
-    }
-
-    /* The same block from SAME_LBA on, and another one behind it */
-    mq_fill_pattern(data, 0, 1, 1234);
-    for (unsigned i = 0; i < SAME_BLOCKS; i++) {
-        g_assert_cmpint(pwrite(hd_fd, data, BLOCK, (SAME_LBA + i) * BLOCK),
-                        ==, BLOCK);
-    }
-    verify(d, opcode, 3, SAME_LBA, SAME_BLOCKS, data, BLOCK, 0);
-    verify(d, opcode, 3, SAME_LBA, SAME_BLOCKS + 1, data, BLOCK, DIFFERS);
-    verify(d, opcode, 3, SAME_LBA - 1, 2, data, BLOCK, DIFFERS);
-}
-
-static void test_verify(void)
-{
-    static const uint8_t opcodes[] = { VERIFY_10, VERIFY_12, VERIFY_16 };
-
-    for (unsigned i = 0; i < 2 * ARRAY_SIZE(opcodes); i++) {
-        MqDev *d = begin(i % 2 ? STANDARD : "", "");
-
-        check_verify(d, opcodes[i / 2], i % 2);
-        end(d);
-    }
-}
-
-/* Move the stopped VM to a new QEMU with the image that hd_fd is. */
-static QTestState *hop(QTestState *from, const char *props)
-{
-    g_autofree char *disk = g_strdup_printf("/proc/%d/fd/%d", (int)getpid(),
-                                            hd_fd);
-    g_autofree char *args = vm_args(disk, RAW, props, "");
-    g_autofree char *to_args = g_strdup_printf("%s -incoming defer", args);
-    QTestState *to = qtest_init(to_args);
-
-    mq_migrate(from, to);
-    return to;
-}
-
-/*
- * A read fails, the VM stops, moves on twice, and the rest is done there; the
- * data come from guest memory again.
- */
-static void test_verify_migrate(void)
-{
-    enum { LBA = READ_ERROR_LBA - 2, BLOCKS = 8 };
-    static const char props[] = ",\"rerror\":\"stop\"";
-    g_autofree char *disk = make_image();
-    uint8_t data[BLOCKS * BLOCK];
-    struct virtio_scsi_cmd_resp resp;
-    MqCmd cmd = range_cmd(VERIFY_10, 1 << 1, LBA, BLOCKS);
-    MqDev *d = begin_with(NULL, vm_args(disk, READ_ERROR, props, ""));
-    QTestState *from = d->qts, *via, *to;
-    MqSlot *slot;
-
-    mq_fill_pattern(data, LBA, BLOCKS, 0);
-    cmd.out = data;
-    cmd.out_len = sizeof(data);
-    slot = mq_post_cmd(mq_queue(d, 1), &cmd);
-    mq_flush(mq_queue(d, 1));
-    qtest_qmp_eventwait(d->qts, "STOP");
-
-    via = hop(from, props);
-    to = hop(via, props);
-    mq_migrated(d, to);
-    qtest_quit(from);
-    qtest_quit(via);
-    qtest_qmp_assert_success(to, "{'execute': 'cont'}");
-
-    mq_wait(slot);
-    mq_read_resp(slot, &resp, sizeof(resp));
-    mq_release(slot);
-    mq_assert_good(&resp);
-    end(d);
-}
-
-/* NDOB: zeroes, without data that say so */
-static void test_ndob(void)
-{
-    enum { LBA = 400, BLOCKS = 9 };
-    static const uint8_t zeroes[BLOCK];
-    static MqAnswer a;
-    MqDev *d = begin("", "");
-    MqCmd cmd = range_cmd(WRITE_SAME_16, 1, LBA, BLOCKS);
-
-    verify(d, VERIFY_10, 3, LBA, 1, zeroes, BLOCK, DIFFERS);
-    run(d, &cmd, &a);
-    mq_expect_moved(&cmd, &a, 0);
-    verify(d, VERIFY_10, 3, LBA, BLOCKS, zeroes, BLOCK, 0);
-    verify(d, VERIFY_10, 3, LBA, BLOCKS + 1, zeroes, BLOCK, DIFFERS);
-    end(d);
-}
-
-/* No more blocks than VPD page B0h says */
-static void test_write_same(void)
-{
-    static const uint8_t opcodes[] = { WRITE_SAME_10, WRITE_SAME_16 };
-    static const uint8_t block[BLOCK];
-    static MqAnswer a;
-
-    for (unsigned i = 0; i < 2 * ARRAY_SIZE(opcodes); i++) {
-        bool standard = i % 2;
-        MqDev *d = begin(standard ? ",\"max_io_size\":65536" STANDARD
-                                  : ",\"max_io_size\":65536", "");
-        MqCmd cmd = mq_cmd(LUN_HD, INQUIRY);
-
-        cmd.cdb[1] = 1;
-        cmd.cdb[2] = 0xb0;
-        cmd.cdb[4] = 64;
-        cmd.in_len = 64;
-        run(d, &cmd, &a);
-        g_assert_cmpuint(ldl_be_p(a.in + 40), ==, 128);
-
-        cmd = range_cmd(opcodes[i / 2], 0, 7, 128);
-        cmd.out = block;
-        cmd.out_len = BLOCK;
-        run(d, &cmd, &a);
-        mq_expect_moved(&cmd, &a, BLOCK);
-        cmd = range_cmd(opcodes[i / 2], 0, 7, 129);
-        cmd.out = block;
-        cmd.out_len = BLOCK;
-        run(d, &cmd, &a);
-        if (standard) {
-            mq_expect_sense(&cmd, &a, ILLEGAL_REQUEST, INVALID_FIELD);
-        } else {
-            mq_expect_moved(&cmd, &a, BLOCK);
-        }
-        end(d);
-    }
+    lun_end(d);
 }
 
 /*
@@ -992,7 +648,7 @@ static void collect_one(MqDev *d, MqCmd *cmd, GPtrArray *to)
     uint32_t left;
 
     cmd->tag = mq_next_tag();
-    run(d, cmd, &a);
+    lun_run(d, cmd, &a);
     g_string_append_printf(line, "LUN %u %02x %02x %02x in %zu:", cmd->lun,
                            cmd->cdb[0], cmd->cdb[1], cmd->cdb[2], cmd->in_len);
     if (a.resp.status != GOOD) {
@@ -1017,7 +673,7 @@ static GPtrArray *collect(MqDev *d)
         for (unsigned i = 0; i < ARRAY_SIZE(allocs); i++) {
             MqCmd cmd = mq_cmd(lun, INQUIRY);
 
-            set_field(cmd.cdb + 3, 2, allocs[i]);
+            lun_set_field(cmd.cdb + 3, 2, allocs[i]);
             cmd.in_len = allocs[i];
             collect_one(d, &cmd, all);
         }
@@ -1074,13 +730,13 @@ static void test_other(void)
     }
     for (unsigned i = 0; i < ARRAY_SIZE(hd); i++) {
         g_autoptr(GPtrArray) ours = NULL, theirs = NULL;
-        MqDev *d = begin(hd[i], cd[i]);
+        MqDev *d = lun_begin(hd[i], cd[i]);
 
         ours = collect(d);
-        end(d);
-        d = begin_on(OTHER_QEMU, hd[i], cd[i]);
+        lun_end(d);
+        d = lun_begin_on(OTHER_QEMU, hd[i], cd[i]);
         theirs = collect(d);
-        end(d);
+        lun_end(d);
         g_assert_cmpuint(ours->len, ==, theirs->len);
         for (unsigned j = 0; j < ours->len; j++) {
             g_assert_cmpstr(g_ptr_array_index(ours, j), ==,
@@ -1089,45 +745,26 @@ static void test_other(void)
     }
 }
 
-static const struct {
-    const char *name;
-    void (*func)(void);
-} page_tests[] = {
-    { "lengths/default", test_lengths_default },
-    { "lengths/standard", test_lengths_standard },
-    { "lengths/fuzzed", test_fuzzed },
-    { "lengths/huge", test_huge_lengths },
-    { "inquiry", test_inquiry },
-    { "vpd/list", test_vpd_list },
-    { "vpd/unique", test_unique },
-    { "vpd/long-serial", test_long_serial },
-    { "vpd/granularity", test_granularity },
-    { "mode/select", test_mode_select },
-    { "commands/opcodes", test_opcodes },
-    { "commands/usage", test_usage },
-    { "commands/tmfs", test_tmfs },
-    { "verify/data", test_verify },
-    { "verify/migrate", test_verify_migrate },
-    { "write-same-ndob", test_ndob },
-    { "write-same", test_write_same },
-    { "default/nothing-new", test_default },
-    { "default/other-qemu", test_other },
+static const LunTest page_tests[] = {
+    { "pages/lengths/default", test_lengths_default },
+    { "pages/lengths/standard", test_lengths_standard },
+    { "pages/lengths/fuzzed", test_fuzzed },
+    { "pages/lengths/huge", test_huge_lengths },
+    { "pages/inquiry", test_inquiry },
+    { "pages/vpd/list", test_vpd_list },
+    { "pages/vpd/unique", test_unique },
+    { "pages/vpd/long-serial", test_long_serial },
+    { "pages/vpd/granularity", test_granularity },
+    { "pages/vpd/limits", test_limits },
+    { "pages/mode/select", test_mode_select },
+    { "pages/commands/opcodes", test_opcodes },
+    { "pages/commands/usage", test_usage },
+    { "pages/commands/tmfs", test_tmfs },
+    { "pages/default/nothing-new", test_default },
+    { "pages/default/other-qemu", test_other },
 };
 
 int main(int argc, char **argv)
 {
-    const char *arch = qtest_get_arch();
-
-    g_test_init(&argc, &argv, NULL);
-    if (!g_str_equal(arch, "x86_64") && !g_str_equal(arch, "i386")) {
-        /* The driver is little-endian, and so is what it knows of a PC. */
-        return 0;
-    }
-    for (unsigned i = 0; i < ARRAY_SIZE(page_tests); i++) {
-        g_autofree char *path =
-            g_strdup_printf("virtio-scsi-mq/pages/%s", page_tests[i].name);
-
-        qtest_add_func(path, page_tests[i].func);
-    }
-    return g_test_run();
+    return lun_test_main(argc, argv, page_tests, ARRAY_SIZE(page_tests));
 }

@@ -25,6 +25,7 @@
  * @tcq: the HBA can queue commands
  * @standard: as the standards say, otherwise as QEMU 10.0 does where the two
  *            differ and a guest could notice
+ * @block_size_change: MODE SELECT may change the block size
  * @removable: the medium is
  * @locked: it can't be taken out now
  * @write_cache: there is one, and it may be used
@@ -42,6 +43,7 @@ typedef struct SCSIDiskFacts {
     const SCSIDevice *dev;
     bool tcq;
     bool standard;
+    bool block_size_change;
     bool removable;
     bool locked;
     bool write_cache;
@@ -126,6 +128,19 @@ int scsi_disk_mode_pages(const SCSIDiskFacts *f, uint8_t code,
 bool scsi_disk_mode_page_ok(const SCSIDiskFacts *f, uint8_t code,
                             const uint8_t *data, size_t len);
 
+/**
+ * scsi_disk_block_size_asked:
+ * @f: the facts
+ * @cmd: a MODE SELECT
+ * @descriptor: its block descriptor, 8 bytes (SBC-3, 6.5.2.2)
+ *
+ * Context: any thread.
+ * Returns: the block size that shall be, in bytes; 0 if it stays; or -1 if it
+ * can't be or mustn't change.
+ */
+int scsi_disk_block_size_asked(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                               const uint8_t *descriptor);
+
 /* Who answers a command */
 typedef enum SCSIDiskRoom {
     SCSI_DISK_UNKNOWN,
@@ -183,5 +198,40 @@ bool scsi_disk_cdb_ok(const SCSIDevice *dev, const SCSICommand *cmd,
  */
 int scsi_disk_maintenance_in(const SCSIDiskFacts *f, const SCSICommand *cmd,
                              uint8_t *buf);
+
+/* A part of the medium */
+typedef struct SCSIBlockRange {
+    uint64_t lba;
+    uint64_t blocks;
+} SCSIBlockRange;
+
+/**
+ * scsi_disk_unmap_ranges:
+ * @descriptors: UNMAP block descriptors (SBC-3, 5.28.2), which end by LBA 2^64
+ * @num: how many
+ * @ranges: @num of them; the result is written there
+ *
+ * In ascending order, with nothing empty, and one range of what touches or
+ * overlaps: a node that frees clusters as a whole ignores parts of them.
+ *
+ * Context: any thread.
+ * Returns: how many ranges there are.
+ */
+unsigned scsi_disk_unmap_ranges(const uint8_t *descriptors, unsigned num,
+                                SCSIBlockRange *ranges);
+
+/**
+ * scsi_disk_unmap_ok:
+ * @f: the facts
+ * @cmd: an UNMAP
+ * @descriptors: UNMAP block descriptors
+ * @num: how many
+ *
+ * Context: any thread.
+ * Returns: whether they keep to MAXIMUM UNMAP LBA COUNT and MAXIMUM UNMAP BLOCK
+ * DESCRIPTOR COUNT of page B0h (SBC-3, 5.28.1).
+ */
+bool scsi_disk_unmap_ok(const SCSIDiskFacts *f, const SCSICommand *cmd,
+                        const uint8_t *descriptors, unsigned num);
 
 #endif /* HW_SCSI_SCSI_DISK_PAGES_H */
