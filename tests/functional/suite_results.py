@@ -87,9 +87,9 @@ def known_better(path, suites):
     return known
 
 
-def compare(suite, stock, ours, known):
+def compare(suite, stock, ours, known, may_be_worse=False):
     """(verdict, test, [line]): same, better, skipped or failed, for each test
-    and for each entry of known-better that explains none."""
+    and for each entry of known that explains none."""
     left = [k for k in known if k.suite == suite]
     entries = list(left)
     for name in {**stock, **ours}:
@@ -110,11 +110,32 @@ def compare(suite, stock, ours, known):
         told = f"{old.verdict} ({old.why}) -> {new.verdict} ({new.why})"
         why = next((k for k in entries if re.fullmatch(k.test, name)
                     and re.search(k.answer, added, re.M)), None)
-        if why and RANK[new.verdict] >= RANK[old.verdict]:
+        if why and (may_be_worse or
+                    RANK[new.verdict] >= RANK[old.verdict]):
             left = [k for k in left if k is not why]
             yield "better", name, [told, why.reason]
         else:
             yield "failed", name, [told, *changes[:16]]
     for entry in left:
-        yield "failed", f"known-better: {entry.test}", \
+        yield "failed", f"known: {entry.test}", \
             ["no such difference any more: delete the entry"]
+
+
+def failures(suite, results, known):
+    """(verdict, test, [line]) of one QEMU: same, known, skipped or failed.  What
+    fails is known, and all that is known fails."""
+    left = [k for k in known if k.suite == suite]
+    for name, found in results.items():
+        why = next((k for k in left if re.fullmatch(k.test, name)
+                    and re.search(k.answer, "\n".join(found.lines), re.M)),
+                   None)
+        if found.verdict != "failed":
+            yield "same" if found.verdict == "passed" else "skipped", name, \
+                [f"{found.verdict}: {found.why}"]
+        elif why:
+            left.remove(why)
+            yield "known", name, [f"fails ({found.why})", why.reason]
+        else:
+            yield "failed", name, found.lines
+    for entry in left:
+        yield "failed", f"known: {entry.test}", ["does not fail: delete the entry"]

@@ -16,6 +16,12 @@ On ours only, with each queue and each IOThread at work:
   filesystem     ext4 and xfs under dbench, fio and resets; fsck, mount again,
                  compare, trim
 
+On ours with standard-answers=on:
+
+  iscsi-test-cu  what fails is what virtio_scsi_suites/standard says
+  sg3-utils      what is answered otherwise than by default is what is there
+  trim           qcow2 images give back what is discarded
+
 The folder virtio_scsi_suites has what they need.  QEMU_TEST_GUEST must have an
 initrd-more: that of the guest and, besides, iscsi-test-cu, all of sg3_utils,
 mke2fs, e2fsck, mkfs.xfs, xfs_repair, and dbench with its client.txt; and in
@@ -30,15 +36,18 @@ import unittest
 
 from guest_shell import GuestError, expect, wait_for
 from qemu_test import QemuSystemTest
+from qemu_test.cmd import get_qemu_img
 from suite_results import (Part, command_results, compare, cunit_results,
-                           known_better)
+                           failures, known_better)
 from virtio_scsi_guest import GuestMachine, GuestTest, output
 
 FILES = f"{os.path.dirname(os.path.abspath(__file__))}/virtio_scsi_suites"
 DISK_SIZE = 1 << 30             # sparse; some tests want space
 CD_SECTORS = 512
 FREED = 24 << 20                # of 36 MB of files that filesystem deletes
+TRIMMED = 0.95                  # of what takes space in a qcow2 image
 TWO_LUNS = {"lun0": (0, 0), "lun1": (0, 1)}
+FOUR_LUNS = {**TWO_LUNS, "gone": (0, 7), "cd": (1, 0)}
 
 
 class SuiteGuest(GuestMachine):
@@ -47,7 +56,7 @@ class SuiteGuest(GuestMachine):
     initrd = "initrd-more"
 
     def __init__(self, binary, label, folder, logs, queues, luns,
-                 removable=True, hotplug=True):
+                 removable=True, hotplug=True, standard=False, qemu_img=None):
         self.images, self.queues, self.luns = folder, queues, luns
         args = ["-fw_cfg", f"name=opt/lib,file={FILES}/guest.sh"]
         for i in range(queues):
@@ -64,6 +73,8 @@ class SuiteGuest(GuestMachine):
                         f.write(f"sector {i:8d}\n".encode() * 128)
                 else:
                     f.truncate(DISK_SIZE)
+            if qemu_img:
+                output(qemu_img, "create", "-f", "qcow2", path, str(DISK_SIZE))
             node = {"driver": "file", "filename": path, "read-only": is_cd,
                     "discard": "unmap"}
             # Without a name, sg_sanitize shows memory that nobody wrote.
@@ -71,10 +82,13 @@ class SuiteGuest(GuestMachine):
                       "bus": "scsi.0", "drive": f"node-{name}",
                       "scsi-id": target, "lun": lun, "serial": f"check-{name}",
                       "wwn": 0x5000c50000000000 | target << 16 | lun}
+            if standard:
+                device["standard-answers"] = True
             if not is_cd:
                 device.update(removable=removable, physical_block_size=4096)
             args += ["-blockdev", json.dumps({
-                "driver": "raw", "node-name": f"node-{name}", "file": node,
+                "driver": "qcow2" if qemu_img else "raw",
+                "node-name": f"node-{name}", "file": node,
                 "read-only": is_cd, "discard": "unmap"}),
                 "-device", json.dumps(device)]
         super().__init__(binary, label, args, logs, queues, "1G")
@@ -179,6 +193,30 @@ def filesystem(vm):
                [f"bytes that trim freed: {freed}"])
 
 
+def trim(vm):
+    """What is trimmed by the granularity told, and of a file system"""
+    for lun, fill, discard in (
+            ("lun0", "trim_fill", "trim_disk"),
+            ("lun1", "mount_ext4 && trim_files",
+             "rm /mnt/ext4/file* && sync && fstrim -v /mnt/ext4")):
+        if lun == "lun1":
+            yield vm.part("mkfs", "/usr/sbin/mke2fs -q -F -t ext4 -E nodiscard,"
+                          "lazy_itable_init=0,lazy_journal_init=0 "
+                          "/dev/lun1.blk && mount_ext4 && umount /mnt/ext4",
+                          180)
+        empty = vm.allocated()[lun]
+        yield vm.part(f"fill-{lun}", fill, 180)
+        full = vm.allocated()[lun]
+        yield vm.part(f"discard-{lun}", discard, 180)
+        left = vm.allocated()[lun]
+        text = f"{lun}: {empty} bytes, then {full}, trimmed {left}"
+        print(f"# {text}")
+        yield Part(f"{lun} gives space back",
+                   None if not punches_holes(vm.images) else
+                   full == empty or (full - left) / (full - empty) < TRIMMED,
+                   [text])
+
+
 def punches_holes(folder):
     """Can images here give space back?"""
     with tempfile.NamedTemporaryFile(dir=folder) as f:
@@ -199,9 +237,11 @@ class VirtioScsiSuites(GuestTest, QemuSystemTest):
 
     def parts(self, suite, build, *machine, **more):
         """[Part] of a suite in a guest of its own."""
+        label = suite.__name__ + build.lower()
         vm = type(self).guest = SuiteGuest(
-            os.environ["QEMU_TEST_QEMU_BINARY" + build], suite.__name__
-            + build.lower(), self.scratch, self.folder, *machine, **more)
+            os.environ["QEMU_TEST_QEMU_BINARY" + build],
+            label + "_standard" * more.get("standard", False), self.scratch,
+            self.folder, *machine, **more)
         vm.prepare()
         found = list(suite(vm))
         vm.end()
@@ -222,18 +262,24 @@ class VirtioScsiSuites(GuestTest, QemuSystemTest):
     @unittest.skipUnless(os.getenv("QEMU_TEST_QEMU_BINARY_OTHER"),
                          "QEMU_TEST_QEMU_BINARY_OTHER is not set")
     def run_compared(self, name, results, suite, *machine, **more):
-        known = known_better(f"{FILES}/known-better",
-                             ("iscsi-test-cu", "sg3-utils"))
+        known = self.known("known-better")
         stock, ours = (results(self.guarded(
             lambda _, build=build: self.parts(suite, build, *machine, **more)))
             for build in ("_OTHER", ""))
         for verdict, test, lines in compare(name, stock, ours, known):
-            with self.subTest(test):
-                if verdict == "better":
-                    print(f"# better: {test}: {': '.join(lines)}")
-                if verdict == "skipped":
-                    self.skipTest(lines[0])
-                expect(verdict != "failed", "\n".join(lines))
+            self.tell(verdict, test, lines)
+
+    @staticmethod
+    def known(name):
+        return known_better(f"{FILES}/{name}", ("iscsi-test-cu", "sg3-utils"))
+
+    def tell(self, verdict, test, lines):
+        with self.subTest(test):
+            if verdict in ("better", "known"):
+                print(f"# {verdict}: {test}: {': '.join(lines)}")
+            if verdict == "skipped":
+                self.skipTest(lines[0])
+            expect(verdict != "failed", "\n".join(lines))
 
     def test_1_iscsi_test_cu(self):
         # Removable, as some tests eject the medium.
@@ -243,8 +289,7 @@ class VirtioScsiSuites(GuestTest, QemuSystemTest):
     def test_2_sg3_utils(self):
         # With hotplug the guest would learn that a LUN has gone.
         self.run_compared("sg3-utils", command_results, sg3_utils, 2,
-                          {**TWO_LUNS, "gone": (0, 7), "cd": (1, 0)},
-                          hotplug=False)
+                          FOUR_LUNS, hotplug=False)
 
     def test_3_fio(self):
         # Not removable: for the guest, a reset would mean another medium.
@@ -252,6 +297,26 @@ class VirtioScsiSuites(GuestTest, QemuSystemTest):
 
     def test_4_filesystem(self):
         self.run_alone(filesystem, 4, TWO_LUNS, removable=False)
+
+    def test_5_iscsi_test_cu_standard(self):
+        results = cunit_results(self.guarded(lambda _: self.parts(
+            iscsi_test_cu, "", 2, {"lun0": (0, 0)}, standard=True)))
+        for found in failures("iscsi-test-cu", results, self.known("standard")):
+            self.tell(*found)
+
+    def test_6_sg3_utils_standard(self):
+        default, standard = (command_results(self.guarded(
+            lambda _, on=on: self.parts(sg3_utils, "", 2, FOUR_LUNS,
+                                        hotplug=False, standard=on)))
+            for on in (False, True))
+        # More is refused.
+        for found in compare("sg3-utils", default, standard,
+                             self.known("standard"), may_be_worse=True):
+            self.tell(*found)
+
+    def test_7_trim(self):
+        self.run_alone(trim, 4, TWO_LUNS, standard=True, removable=False,
+                       qemu_img=get_qemu_img(self))
 
 
 if __name__ == '__main__':

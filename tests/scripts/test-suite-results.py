@@ -16,7 +16,7 @@ TOP = os.path.abspath(f"{__file__}/../../..")
 sys.path[:0] = [f"{TOP}/tests/functional", f"{TOP}/build/base/python"]
 import pycotap                                              # noqa: E402
 from suite_results import (Known, Part, command_results,    # noqa: E402
-                           compare, cunit_results, known_better)
+                           compare, cunit_results, failures, known_better)
 from virtio_scsi_guest import GuestMachine                  # noqa: E402
 
 CUNIT = """
@@ -134,6 +134,30 @@ class Idle(unittest.TestCase):
         self.expect([1, 1], [7], "2 IOThreads, 1 queue")
 
 
+class Failures(unittest.TestCase):
+    def expect(self, verdicts, *known):
+        found = failures("iscsi-test-cu", cunit_results([Part("Read10", 0,
+                         CUNIT)]),
+                         [Known("iscsi-test-cu", *k, "because") for k in known])
+        self.assertEqual(" ".join(f[0] for f in found), verdicts)
+
+    def test_unknown(self):
+        self.expect("same failed skipped failed")
+
+    def test_known(self):
+        self.expect("same known skipped known", (r".*\.BeyondEol", "but should"),
+                    (r"Read10\.Crash", ""))
+
+    def test_other_reason(self):
+        self.expect("same failed skipped known failed",
+                    (r"Read10\.BeyondEol", "^nothing"),
+                    (r"Read10\.Crash", ""))
+
+    def test_fails_no_more(self):
+        self.expect("same failed skipped failed failed",
+                    (r"Read10\.Simple", ""))
+
+
 class KnownBetter(unittest.TestCase):
     def known(self, text):
         with tempfile.NamedTemporaryFile("w", encoding="utf-8") as f:
@@ -142,8 +166,9 @@ class KnownBetter(unittest.TestCase):
             return known_better(f.name, SUITES)
 
     def test_ours(self):
-        self.assertTrue(known_better(
-            f"{TOP}/tests/functional/virtio_scsi_suites/known-better", SUITES))
+        for name in ("known-better", "standard"):
+            self.assertTrue(known_better(
+                f"{TOP}/tests/functional/virtio_scsi_suites/{name}", SUITES))
 
     def test_entry(self):
         self.assertEqual(self.known("# x\n\nsg3-utils | a | b | c\n"),

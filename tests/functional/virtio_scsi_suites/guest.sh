@@ -192,3 +192,36 @@ remove_files()
 {
     rm -rf /mnt/ext4/* /mnt/xfs/* && sync
 }
+
+# ---------------------------------------------------------------------- trim
+
+on_disk="--name=trim --filename=/dev/lun0.blk --direct=1 --size=64M --minimal"
+
+trim_fill()
+{
+    # shellcheck disable=SC2086
+    fio $on_disk --rw=write --bs=1M > /dev/null
+}
+
+# Part by part, as long as the disk says
+trim_disk()
+{
+    queue=/sys/block/$(readlink /dev/lun0.blk)/queue
+    echo "granularity $(cat "$queue/discard_granularity")"
+    # shellcheck disable=SC2086
+    fio $on_disk --rw=randtrim --bs="$(cat "$queue/discard_granularity")" \
+        > /dev/null
+}
+
+mount_ext4()
+{
+    mkdir -p /mnt/ext4 && mount -t ext4 /dev/lun1.blk /mnt/ext4
+}
+
+trim_files()
+{
+    for i in 1 2 3 4 5 6 7 8; do
+        head -c $((i * 2000003)) /dev/urandom > /mnt/ext4/file$i || return 1
+    done
+    sync
+}
