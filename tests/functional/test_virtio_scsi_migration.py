@@ -79,7 +79,7 @@ class Side:
 class MovingGuest(GuestMachine):
     """A guest with the disk, on the sending or on the receiving side."""
 
-    def __init__(self, side, disk, logs, machine, incoming=False,
+    def __init__(self, side, disk, logs, machine, lun_props, incoming=False,
                  **controller):
         args = ["-machine", machine]
         for i in range(IOTHREADS):
@@ -89,6 +89,8 @@ class MovingGuest(GuestMachine):
         # A disk that fails stops the VM: some tests want just that.
         lun = {"driver": "scsi-hd", "id": "hd0", "bus": "scsi0.0",
                "drive": "disk0", "werror": "stop", "rerror": "stop"}
+        if side.build == "ours":
+            lun.update(lun_props)
         for option, value in (("-blockdev", node),
                               ("-device", side.controller(**controller)),
                               ("-device", lun)):
@@ -386,6 +388,7 @@ class MigrationTest(GuestTest):
 
     MACHINE = "pc"
     CONTROLLER = {}             # properties on all sides
+    LUN = {}                    # of the disk, on our sides
     guest = None                # where it is now
     others = []                 # QEMUs that it may go to, or has left
 
@@ -423,7 +426,7 @@ class MigrationTest(GuestTest):
             with open(self.disk, "wb") as f:
                 f.truncate(DISK_SIZE)
             cls.guest = MovingGuest(Side(name), self.disk, self.folder,
-                                    self.MACHINE, **self.CONTROLLER)
+                                    self.MACHINE, self.LUN, **self.CONTROLLER)
             shell = cls.guest.boot().shell
             wait_for("disk in the guest", lambda: shell.run(
                 "test -b /dev/sda", check=False)[0] == 0)
@@ -431,9 +434,10 @@ class MigrationTest(GuestTest):
         start_load(cls.guest)
         return cls.guest
 
-    def destination(self, name, **controller):
+    def destination(self, name, lun=None, **controller):
         vm = MovingGuest(Side(name), self.disk, self.folder, self.MACHINE,
-                         True, **self.CONTROLLER, **controller)
+                         self.LUN if lun is None else lun, True,
+                         **self.CONTROLLER, **controller)
         self.others.append(vm)
         vm.start()
         return vm
@@ -521,38 +525,39 @@ class MigrationTest(GuestTest):
         live(old, new)
         self.arrived(new)
 
-    def fewer_queues(self, controller, source, dest):
+    def refused(self, argument, source, dest):
         """The destination refuses; the source goes on, one way or the other."""
+        said, lun, controller = argument
         old = self.at_work(source)
         old.excused = "Sibling indicated error|Channel error: |" \
                       "Unable to write to socket"
         # The source waits for the destination's word and goes on by itself.
-        new = self.destination(dest, **controller)
+        new = self.destination(dest, lun, **controller)
         old.allow("return-path")
         new.allow("return-path")
         old.command("migrate", uri=new.listen())
         old.wait_migration("failed")
         old.wait_running()
-        self.must_refuse(new)
+        self.must_refuse(new, said)
         self.still_here(old, new)
         # It does not wait: whoever manages it takes the guest back.
-        new = self.destination(dest, **controller)
+        new = self.destination(dest, lun, **controller)
         old.allow()
         old.command("migrate", uri=new.listen())
         old.wait_migration("completed", "failed")
-        self.must_refuse(new)
+        self.must_refuse(new, said)
         old.command("cont")
         old.wait_running()
         self.still_here(old, new)
         end_load(old)
 
-    def must_refuse(self, new):
-        """The destination ends, with one error that tells its num_queues."""
+    def must_refuse(self, new, text):
+        """The destination ends, with one error that has the text."""
         wait_for(f"end of {new.label}", lambda: not new.is_running(), LIMIT)
         expect(new.exitcode() == 1, f"{new.label}: QEMU ended with status "
                f"{new.exitcode()}")
-        said = [s for s in new.messages() if "num_queues is 2" in s]
-        expect(len(said) == 1, f"{new.label}: no error names num_queues, but: "
+        said = [s for s in new.messages() if text in s]
+        expect(len(said) == 1, f"{new.label}: no error says {text!r}, but: "
                f"{new.messages()}")
 
     def unknown_iothread(self, _, __, dest):
@@ -564,6 +569,12 @@ class MigrationTest(GuestTest):
 
 class VirtioScsiMigration(MigrationTest, QemuSystemTest):
     """Between builds of this version."""
+
+
+class VirtioScsiMigrationStandard(MigrationTest, QemuSystemTest):
+    """Of a disk that QEMU 10.0 doesn't have."""
+
+    LUN = {"standard-answers": True}
 
 
 class VirtioScsiMigrationNewer(MigrationTest, QemuSystemTest):
@@ -613,12 +624,22 @@ SAME = [
      "stock.one-vq"),
     ("cancel", MigrationTest.cancel, None, "stock.one-vq",
      "ours.one-vq"),
-    ("fewer_queues", MigrationTest.fewer_queues, {"num_queues": 2},
+    ("fewer_queues", MigrationTest.refused,
+     ("num_queues is 2", None, {"num_queues": 2}),
      "ours.one-vq", "ours.round-robin"),
-    ("fewer_queues_same_vectors", MigrationTest.fewer_queues,
-     {"num_queues": 2, "vectors": 7}, "ours.one-vq", "ours.round-robin"),
+    ("fewer_queues_same_vectors", MigrationTest.refused,
+     ("num_queues is 2", None, {"num_queues": 2, "vectors": 7}),
+     "ours.one-vq", "ours.round-robin"),
     ("unknown_iothread", MigrationTest.unknown_iothread, None,
      "ours.one-vq", "ours.round-robin"),
+]
+
+STANDARD = [
+    *chain(live, "ours.one-vq", "ours.crossed"),
+    ("to_default", MigrationTest.refused,
+     ("standard-answers of hd0 is off", {}, {}), "ours.crossed", "ours.one-vq"),
+    ("to_stock", MigrationTest.refused, ("/scsi-disk'", {}, {}),
+     "ours.crossed", "stock.one-vq"),
 ]
 
 NEWER = [
@@ -644,6 +665,7 @@ def add_tests(cls, tests):
 
 
 add_tests(VirtioScsiMigration, SAME)
+add_tests(VirtioScsiMigrationStandard, STANDARD)
 add_tests(VirtioScsiMigrationNewer, NEWER)
 
 if __name__ == '__main__':
