@@ -74,7 +74,8 @@ static void handle_event(Stress *s, QDict *event)
     } else if (!strcmp(name, "RESET")) {
         s->reset_seen = true;
     } else if (!strcmp(name, "DEVICE_DELETED")) {
-        s->deleted_seen |= qdict_haskey(data, "device");
+        s->deleted_seen |= !g_strcmp0(qdict_get_try_str(data, "device"),
+                                      s->deleting);
     } else if (!strcmp(name, "BLOCK_JOB_READY")) {
         job_of(s, data)->state = JOB_READY;
     } else if (!strcmp(name, "BLOCK_JOB_COMPLETED")) {
@@ -405,11 +406,17 @@ void act_config(Stress *s)
  * Hot plug
  */
 
+/* Others delete devices, too; ours is gone when deleted_seen is set. */
+void stress_delete(Stress *s, const char *id)
+{
+    s->deleting = id;
+    s->deleted_seen = false;
+    QMP(s, "{'execute': 'device_del', 'arguments': {'id': %s}}", id);
+}
+
 static void unplug(Stress *s, Lun *lun)
 {
-    s->deleted_seen = false;
-    QMP(s, "{'execute': 'device_del', 'arguments': {'id': %s}}",
-        lun->spec->name);
+    stress_delete(s, lun->spec->name);
     STRESS_WHILE(s, !s->deleted_seen);
 }
 

@@ -65,12 +65,26 @@ static void start_commit(Stress *s, Lun *lun)
         "'device': %s}}", job->id, job->node);
 }
 
+/* A snapshot, and all that is below it copied up; the disk is a qcow2 then */
+static void start_stream(Stress *s, Lun *lun)
+{
+    Job *job = &lun->job;
+
+    QMP(s, "{'execute': 'blockdev-snapshot-sync', 'arguments': {"
+        "'node-name': %s, 'snapshot-file': %s, 'snapshot-node-name': %s, "
+        "'format': 'qcow2'}}", lun->node, job->file, job->node);
+    load_run(s, 4 * PACE);
+    QMP(s, "{'execute': 'block-stream', 'arguments': {'job-id': %s, "
+        "'device': %s}}", job->id, job->node);
+}
+
 static void job_start(Stress *s, Lun *lun)
 {
     static void (*const start[])(Stress *s, Lun *lun) = {
         [JOB_MIRROR] = start_mirror,
         [JOB_BACKUP] = start_backup,
         [JOB_COMMIT] = start_commit,
+        [JOB_STREAM] = start_stream,
     };
     Job *job = &lun->job;
     const char *name = lun->spec->name;
@@ -84,18 +98,27 @@ static void job_start(Stress *s, Lun *lun)
     start[job->kind](s, lun);
 }
 
+static void delete_node(Stress *s, const char *node)
+{
+    QMP(s, "{'execute': 'blockdev-del', 'arguments': {'node-name': %s}}", node);
+}
+
 static void job_finish(Stress *s, Lun *lun)
 {
     Job *job = &lun->job;
+    bool moved = job->kind == JOB_MIRROR || job->kind == JOB_STREAM;
 
-    if (job->kind != JOB_COMMIT) {
-        QMP(s, "{'execute': 'blockdev-del', 'arguments': {'node-name': %s}}",
-            job->kind == JOB_MIRROR ? lun->node : job->node);
+    if (moved && !lun->node_goes) {
+        delete_node(s, lun->node);
+    }
+    if (job->kind == JOB_BACKUP) {
+        delete_node(s, job->node);
     }
     if (job->kind == JOB_BACKUP) {
         load_check_image(lun, job->file, job->copy);
     }
-    if (job->kind == JOB_MIRROR) {
+    if (moved) {
+        lun->node_goes = job->kind == JOB_STREAM;
         g_unlink(lun->file);
         g_free(lun->file);
         g_free(lun->node);

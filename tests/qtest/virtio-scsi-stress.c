@@ -16,6 +16,8 @@
  *   STRESS_OPS     commands per test (2000), at least; it also sets how much is
  *                  done to the device
  *   STRESS_SEED    seed of all random choices (random, printed)
+ *   STRESS_RSS_KB  by how much QEMU's memory may be more in the last thousand
+ *                  acts than in the first (not looked at)
  *   STRESS_STOCK   1: QEMU is one without this series; what that is known to
  *                  fail is relaxed, each place with its reason, see where
  *                  stress_on_stock() is called
@@ -57,7 +59,8 @@ static const char *const counter_names[NUM_COUNTERS] = {
     "commands", "blocks-read", "blocks-written", "sense", "unit-attentions",
     "tmfs", "aborted", "pinned", "no-target", "resets", "lost-to-resets",
     "config-writes", "plugs", "stops", "retries", "jobs", "events",
-    "stats", "remaps", "moves",
+    "stats", "remaps", "moves", "iothreads", "controllers", "migrations",
+    "operations",
 };
 
 bool stress_on_stock(void)
@@ -219,6 +222,7 @@ static char *command_line(Stress *s, int qmp_fd)
     for (unsigned i = 0; i < s->num_luns; i++) {
         add_lun(args, &s->luns[i]);
     }
+    oper_add_args(s, args);
     return g_string_free(args, false);
 }
 
@@ -239,6 +243,7 @@ static void start_qemu(Stress *s)
     close(fds[1]);
     qobject_unref(qmp_fd_receive(s->qmp));
     qobject_unref(qmp_fd(s->qmp, "{'execute': 'qmp_capabilities'}"));
+    oper_start(s);
 }
 
 static void start_device(Stress *s)
@@ -293,6 +298,9 @@ static void stress_open(Stress *s, const Scenario *sc, uint32_t seed)
 
 static void stress_close(Stress *s)
 {
+    if (s->sc->operators) {
+        oper_quit(s);
+    }
     qtest_quit(s->qts);
     close(s->qmp);
     shm_free(s->dev);
@@ -320,8 +328,9 @@ static void report(Stress *s, uint32_t seed)
     for (unsigned i = 0; i < s->dev->num_vqs; i++) {
         kicks += s->dev->vqs[i].kicks;
     }
-    g_test_message("ops %s seed=%u%s kicks=%" PRIu64, s->sc->name, seed,
-                   text->str, kicks);
+    g_test_message("ops %s seed=%u%s kicks=%" PRIu64 " rss-kb=%" PRIu64
+                   "/%" PRIu64, s->sc->name, seed, text->str, kicks,
+                   s->rss_first, s->rss_last);
 }
 
 /*
@@ -353,6 +362,28 @@ static void check_counters(Stress *s)
     }
 }
 
+/*
+ * Memory of the first and of the last thousand acts (or half of them).  QEMU
+ * has all it needs soon, as each thousand are the same.
+ */
+static void watch_memory(Stress *s, uint64_t i, uint64_t rounds)
+{
+    uint64_t window = MIN(rounds / 2, 1000);
+
+    if (i < window) {
+        s->rss_first = MAX(s->rss_first, shm_qemu_rss_kb(s->qts));
+    } else if (i >= rounds - window) {
+        s->rss_last = MAX(s->rss_last, shm_qemu_rss_kb(s->qts));
+    }
+}
+
+static void check_memory(Stress *s)
+{
+    uint64_t more = env_number("STRESS_RSS_KB", UINT64_MAX / 2);
+
+    g_assert_cmpuint(s->rss_last, <=, s->rss_first + more);
+}
+
 /* Acts in random order, but all equally often */
 static void run_acts(Stress *s, uint64_t rounds)
 {
@@ -360,6 +391,7 @@ static void run_acts(Stress *s, uint64_t rounds)
     unsigned num = 0, left = 0;
 
     for (uint64_t i = 0; i < rounds; i++) {
+        watch_memory(s, i, rounds);
         load_run(s, 1 + stress_below(s, 2 * PACE));
         stat_check(s);
         if (!left) {
@@ -394,8 +426,10 @@ static void run(const void *opaque)
     load_verify(&s);
     stat_check_sums(&s);
     check_unit_attentions(&s);
+    oper_stop(&s);
     report(&s, seed);
     check_counters(&s);
+    check_memory(&s);
     stress_close(&s);
 }
 
@@ -433,10 +467,15 @@ static ActFunc *const acts_balance[] = {
     act_balance, act_balance, act_balance, act_balance, act_tmf, act_tmf,
     act_hotplug, act_lun_reset, act_stop, act_remap, act_device_reset, NULL
 };
+static ActFunc *const acts_operator[] = {
+    act_iothread, act_controller, act_migrate, act_remap, act_hotplug,
+    act_stop, act_system_reset, act_job, NULL
+};
 static ActFunc *const acts_all[] = {
     act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
     act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-    act_job, act_job, act_job, act_remap, act_balance, NULL
+    act_job, act_job, act_job, act_remap, act_balance, act_iothread,
+    act_controller, act_migrate, NULL
 };
 
 static const Scenario scenarios[] = {
@@ -503,6 +542,14 @@ static const Scenario scenarios[] = {
         .must = MUST_RW | MUST(MOVES) | MUST(REMAPS) | MUST(PLUGS) |
                 MUST(TMFS) | MUST(STOPS) | MUST(RESETS),
     }, {
+        .name = "operator", .mapping = MAP3, .num_iothreads = 3,
+        .num_queues = 4, .luns = LUN_DATA | LUN_SLOW | LUN_HOT,
+        .classes = CLASS_ALL, .flags = SHM_EVENT_IDX | SHM_INTERRUPTS,
+        .acts = acts_operator, .operators = MAX_OPERATORS,
+        .must = MUST_RW | MUST(IOTHREADS) | MUST(CONTROLLERS) |
+                MUST(MIGRATIONS) | MUST(REMAPS) | MUST(PLUGS) | MUST(STOPS) |
+                MUST(RESETS) | MUST(JOBS) | MUST(OPERATIONS),
+    }, {
         .name = "everything", .mapping = MAP3, .num_iothreads = 3,
         .num_queues = 5,
         .luns = LUN_DATA | LUN_ZERO | LUN_SLOW | LUN_ERRORS | LUN_STOPS |
@@ -511,7 +558,8 @@ static const Scenario scenarios[] = {
         .acts = acts_all,
         .must = MUST_RW | MUST(SENSE) | MUST(TMFS) | MUST(RESETS) |
                 MUST(CONFIG_WRITES) | MUST(PLUGS) | MUST(STOPS) | MUST(JOBS) |
-                MUST(REMAPS),
+                MUST(REMAPS) | MUST(OPERATIONS),
+        .operators = 2,
     },
 };
 

@@ -6,6 +6,7 @@
  * virtio-scsi-stress-load.c  commands, their answers, TMFs and events
  * virtio-scsi-stress-act.c   what happens to the device meanwhile
  * virtio-scsi-stress-job.c   mirrors, backups and snapshots
+ * virtio-scsi-stress-oper.c  what operators in a hurry do
  * virtio-scsi-stress-stat.c  what QMP says of the queues
  *
  * One thread drives all queues; it is QEMU that has many.
@@ -85,6 +86,7 @@ typedef enum JobKind {
     JOB_MIRROR,
     JOB_BACKUP,
     JOB_COMMIT,
+    JOB_STREAM,
     NUM_JOB_KINDS,
 } JobKind;
 
@@ -109,6 +111,7 @@ typedef struct Lun {
     const LunSpec *spec;
     unsigned index;
     char *node;         /* block node that is the LUN's drive */
+    bool node_goes;     /* by itself, when nobody uses it any more */
     char *file;         /* of LUN_DATA */
     Block *blocks;
     uint64_t capacity;  /* in blocks */
@@ -204,6 +207,10 @@ typedef enum Counter {
     COUNT_STATS,            /* looks at the device's own counters */
     COUNT_REMAPS,           /* other mappings */
     COUNT_MOVES,            /* queues that moved by themselves */
+    COUNT_IOTHREADS,        /* that came and went */
+    COUNT_CONTROLLERS,      /* so did these */
+    COUNT_MIGRATIONS,       /* cancelled */
+    COUNT_OPERATIONS,       /* QMP commands of others */
     NUM_COUNTERS,
 } Counter;
 
@@ -232,6 +239,18 @@ typedef struct StressQueue {
 
 typedef void ActFunc(Stress *s);
 
+/* Somebody else with a monitor; all but stop belongs to its thread */
+typedef struct Operator {
+    GThread *thread;
+    bool stop;
+    unsigned index;
+    int fd;
+    GRand *rand;
+    uint64_t commands;
+} Operator;
+
+#define MAX_OPERATORS 3
+
 typedef struct Scenario {
     const char *name;
     const char *mapping;    /* iothread-vq-mapping, JSON */
@@ -242,6 +261,7 @@ typedef struct Scenario {
     unsigned flags;         /* SHM_* */
     ActFunc *const *acts;   /* NULL terminated */
     uint64_t must;          /* counters that must not be 0 in the end, bits */
+    unsigned operators;     /* besides us, and a second controller for them */
 } Scenario;
 
 struct Stress {
@@ -267,11 +287,15 @@ struct Stress {
     unsigned quiet;         /* so many queues, the last ones, get nothing */
     ShmWait wait;
     unsigned rounds;
+    uint64_t rss_first, rss_last;   /* kB, at most, of the first acts and... */
 
     /* Indices into the tables of sizes that the act "config" writes */
     unsigned sense_size, cdb_size;
     bool sizes_vary;
 
+    Operator operators[MAX_OPERATORS];
+
+    const char *deleting;   /* deleted_seen is about this one */
     bool qmp_busy, vm_stopped, reset_seen, deleted_seen;
     uint64_t ua[NUM_TARGETS][NUM_UA_KINDS];
     uint64_t ua_due[NUM_UA_KINDS];  /* conditions that were established */
@@ -331,13 +355,23 @@ void tmf_drain(Stress *s);
 /* QMP on a monitor of our own, with the load going on meanwhile */
 QDict *stress_qmp(Stress *s, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
 void stress_poll_qmp(Stress *s);
+void stress_delete(Stress *s, const char *id);
 #define QMP(s, ...) qobject_unref(stress_qmp(s, __VA_ARGS__))
 
 /* Acts */
 ActFunc act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
         act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-        act_job, act_remap, act_balance;
+        act_job, act_remap, act_balance, act_iothread, act_controller,
+        act_migrate;
 void act_finish_jobs(Stress *s);
+
+/* Operators; what they need of the command line */
+void oper_add_args(Stress *s, GString *args);
+void oper_start(Stress *s);
+void oper_stop(Stress *s);
+
+/* End QEMU in the middle of everything. */
+void oper_quit(Stress *s);
 
 /* The device's counters: what we know of them, and what it says */
 void stat_answered(Stress *s, const Op *op, const Outcome *o);

@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
+#include "qemu/cutils.h"
 #include "qemu/host-utils.h"
 #include <sys/mman.h>
 #include "libqos/pci-pc.h"
@@ -381,6 +382,19 @@ void shm_kick(ShmQueue *q)
         g_error("virtqueue %u: cannot kick: %s", q->pci.vq.index,
                 g_strerror(errno));
     }
+}
+
+uint64_t shm_qemu_rss_kb(QTestState *qts)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            (int)qtest_pid(qts));
+    g_autofree char *text = NULL;
+    uint64_t kb = 0;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_nonnull(strstr(text, "VmRSS:"));
+    qemu_strtou64(strstr(text, "VmRSS:") + 6, NULL, 10, &kb);
+    return kb;
 }
 
 /*

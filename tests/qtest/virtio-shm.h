@@ -228,6 +228,9 @@ static inline uint8_t *shm_resp(const ShmSlot *slot, unsigned len)
     return slot->resp_end - len;
 }
 
+/* QEMU's resident memory; that of the guest counts as far as it was used */
+uint64_t shm_qemu_rss_kb(QTestState *qts);
+
 /*
  * A wait loop: ShmWait w = { 0 }; while (!cond) { shm_wait(&w, qts, "what"); }
  * It yields, sleeps when that doesn't help, and fails when nothing happens for
