@@ -16,7 +16,7 @@ unexport MAKEFLAGS MFLAGS
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-model check-guest check-libvirt check-migration check-backends \
-        check-iscsi check-ceph \
+        check-iscsi check-ceph soak \
         bench bench-nbd profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
@@ -33,6 +33,8 @@ help: ## this list
 #: Test    make check           all tests, ours and the base's that touch this code
 #:         make check-style     checkpatch.pl, scripts' syntax, no large files
 #:         make check-tsan      data races (NO_STOCK=1); check-asan: memory, leaks
+#:         make soak            stress and a hostile guest, MINUTES=10, SEED=N,
+#:                              SANITIZER=tsan or asan
 #:         make check-guest     iscsi-test-cu, sg3_utils, ext4 and xfs in a guest
 #:         make check-backends  files, qcow2, loop, NBD servers that go away
 #:         make check-iscsi     scsi-hd, scsi-block, scsi-generic on a target
@@ -91,6 +93,14 @@ check-asan: sanitizer-deps build ## stress under AddressSanitizer and UBSan, wit
 .PHONY: sanitizer-deps
 sanitizer-deps:
 	@scripts/build/deps sanitizers
+
+soak: build ## stress and hostile guest for MINUTES=10; SANITIZER=tsan or asan, SEED=N
+	@$(if $(SANITIZER),scripts/build/deps sanitizers)
+	@scripts/build/build-qemu tests
+	@$(if $(SANITIZER),scripts/build/build-qemu $(SANITIZER))
+	@scripts/check/soak $(if $(MINUTES),--minutes '$(MINUTES)') \
+		$(if $(SANITIZER),--sanitizer '$(SANITIZER)') \
+		$(if $(SEED),--seed '$(SEED)')
 
 check-libvirt: build ## a real libvirt: mapped controllers from XML, hotplug, save, snapshot
 	@scripts/build/deps run $(if $(PEER),,libvirt)
