@@ -32,10 +32,11 @@ TESTS = {
     "virtio-scsi-mq/remap/": "tests/qtest/virtio-scsi-remap-test.c",
     "virtio-scsi-mq/": "tests/qtest/virtio-scsi-mq-test.c",
     "virtio-scsi-stress/": "tests/qtest/virtio-scsi-stress.c",
+    "virtio-scsi-liveness/": "tests/qtest/virtio-scsi-liveness-test.c",
     "/": "tests/unit/test-*.c",
 }
-TEST = re.compile(r"/?(?:virtio-scsi-(?:mq|stress)|scsi-\w+|block-shards|"
-                  r"iothread-vq-mapping)/[\w/-]*$")
+TEST = re.compile(r"/?(?:virtio-scsi-(?:mq|stress|liveness)|scsi-\w+|"
+                  r"block-shards|iothread-vq-mapping)/[\w/-]*$")
 SOURCE = re.compile(r"\.(c|h|inc|py|sh|json|build|patch)$"
                     r"|(^|/)scripts/(\w+/)?[\w-]+$")
 FILE = re.compile(r"[\w.*-]+\.(?:c|h|py|sh|rst|rules|patch|json|job|build)$")
