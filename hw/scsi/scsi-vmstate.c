@@ -65,7 +65,11 @@ static int put_requests(QEMUFile *f, void *pv, size_t size,
     return 0;
 }
 
-static void get_request(QEMUFile *f, SCSIDevice *d, bool retry)
+/*
+ * Whoever finds something wrong reports it, and sets the stream's error.  An
+ * HBA that does so keeps nothing.  What a LUN refuses stays until a reset.
+ */
+static int get_request(QEMUFile *f, SCSIDevice *d, bool retry)
 {
     const SCSIBusInfo *info = scsi_bus_from_device(d)->info;
     uint8_t cdb[SCSI_CMD_BUF_SIZE];
@@ -76,12 +80,21 @@ static void get_request(QEMUFile *f, SCSIDevice *d, bool retry)
     tag = qemu_get_be32(f);
     lun = qemu_get_be32(f);
 
-    req = scsi_req_restore(d, tag, lun, cdb);
-    if (retry) {
-        scsi_req_retry(req);
+    if (qemu_file_get_error(f)) {
+        return qemu_file_get_error(f);
     }
+    req = scsi_req_restore(d, tag, lun, cdb);
+    req->retry = retry;
     if (info->load_request) {
         req->hba_private = info->load_request(f, req);
+    }
+    req->retry = false; /* not counted yet */
+    if (qemu_file_get_error(f)) {
+        scsi_req_unref(req);
+        return qemu_file_get_error(f);
+    }
+    if (retry) {
+        scsi_req_retry(req);
     }
     if (req->ops->load_request) {
         req->ops->load_request(f, req);
@@ -90,6 +103,7 @@ static void get_request(QEMUFile *f, SCSIDevice *d, bool retry)
     /* It goes on when the VM is resumed.  The list keeps it until then. */
     scsi_req_launch(req);
     scsi_req_unref(req);
+    return qemu_file_get_error(f);
 }
 
 static int get_requests(QEMUFile *f, void *pv, size_t size,
@@ -97,21 +111,22 @@ static int get_requests(QEMUFile *f, void *pv, size_t size,
 {
     for (;;) {
         int kind = qemu_get_sbyte(f);
+        int ret;
 
         switch (kind) {
         case END_OF_REQUESTS:
             return qemu_file_get_error(f);
         case REQUEST_TO_RETRY:
         case REQUEST_IN_DATA_PHASE:
-            get_request(f, pv, kind == REQUEST_TO_RETRY);
+            ret = get_request(f, pv, kind == REQUEST_TO_RETRY);
+            if (ret) {
+                return ret;
+            }
             break;
         default:
             error_report("SCSI device: migration stream has %d where a request "
                          "(1 or 2) or the end of requests (0) should be", kind);
             return -EINVAL;
-        }
-        if (qemu_file_get_error(f)) {
-            return qemu_file_get_error(f);
         }
     }
 }

@@ -17,6 +17,7 @@
 #include "qemu/iov.h"
 #include "qemu/main-loop.h"
 #include "hw/virtio/virtio-access.h"
+#include "migration/qemu-file.h"
 #include "migration/qemu-file-types.h"
 #include "scsi/constants.h"
 #include "trace.h"
@@ -753,29 +754,51 @@ static bool cmd_load_cdb(VirtIOSCSIReq *req, SCSIRequest *sreq)
     return true;
 }
 
-void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
+/* NULL, with the error reported, if the stream can't be right */
+static VirtIOSCSIReq *cmd_load(QEMUFile *f, SCSIRequest *sreq)
 {
     VirtIOSCSI *s = container_of(sreq->bus, VirtIOSCSI, bus);
     unsigned num_queues = s->parent_obj.conf.num_queues;
     uint32_t n = qemu_get_be32(f);
     VirtIOSCSIReq *req;
 
-    /* The bus has no way to hand an error on. */
     if (n >= num_queues) {
         error_report("virtio-scsi: migration stream has a request of queue "
                      "%" PRIu32 ", but num_queues is %u; set it as on the "
                      "source", n, num_queues);
-        exit(EXIT_FAILURE);
+        return NULL;
     }
-    req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s), f, CMD_ALLOC_SIZE);
+    if (!sreq->retry) {
+        error_report("virtio-scsi: migration stream has a request that doesn't "
+                     "wait for the VM to be resumed; nobody would end it");
+        return NULL;
+    }
+    req = qemu_get_virtqueue_element(VIRTIO_DEVICE(s),
+                                     VIRTIO_SCSI_VQ_NUM_FIXED + n, f,
+                                     CMD_ALLOC_SIZE);
+    if (!req) {
+        return NULL;
+    }
     req->size = SIZE_MAX; /* not from the queue's pool */
     if (cmd_parse(req, &s->queues[n], cmd_sizes(s)) < 0 ||
         !cmd_load_cdb(req, sreq) || !cmd_fits_buffers(req, &sreq->cmd)) {
         error_report("virtio-scsi: migration stream has a request whose "
                      "buffers don't fit its headers");
-        exit(EXIT_FAILURE);
+        virtqueue_detach_element(s->queues[n].vq, &req->elem, 0);
+        g_free(req);
+        return NULL;
     }
     req->sreq = scsi_req_ref(sreq);
     virtio_scsi_count(&s->queues[n].stats.submitted, 1);
+    return req;
+}
+
+void *virtio_scsi_cmd_load(QEMUFile *f, SCSIRequest *sreq)
+{
+    VirtIOSCSIReq *req = cmd_load(f, sreq);
+
+    if (!req) {
+        qemu_file_set_error(f, -EINVAL);
+    }
     return req;
 }
