@@ -45,6 +45,7 @@ help: ## this list
 #:           PEER=sid           these two with QEMU or libvirt of Debian's sid
 #:         make check-docs      the pages' commands, QMP and messages
 #:         make check-model     who owns a virtqueue, by Spin: all states
+#:         make fuzz            one fuzzer for a while: TARGET=NAME SECONDS=N
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
 #:         make profile         where the time goes, and locks: CONFIG=NAME
@@ -160,6 +161,11 @@ check-docs: build ## our pages without a warning; their commands, QMP and messag
 check-model: ## the model of who owns a virtqueue holds, and each mutant of it fails
 	@scripts/build/deps model
 	@scripts/check/check-model
+
+.PHONY: fuzz
+fuzz: sanitizer-deps build ## libFuzzer with ASan and UBSan: TARGET=NAME (or a list of them) SECONDS=N
+	@scripts/build/build-qemu fuzz
+	@scripts/check/fuzz $(if $(SECONDS),--seconds '$(SECONDS)') $(if $(TARGET),'$(TARGET)')
 
 series: base ## our changes as mails to git am, with a cover letter, in build/series
 	@scripts/build/deps series

@@ -414,6 +414,7 @@ void *virtio_ram_peek(VirtIORamView *view, hwaddr addr, hwaddr *len)
         return NULL;
     }
     *len = range_limit(range, addr, *len);
+    fuzz_dma_read_cb(addr, *len, range->mr);
     return range_at(range, addr);
 }
 
@@ -429,6 +430,7 @@ void *virtio_ram_map(VirtIORamView *view, hwaddr addr, hwaddr *len)
     }
     qatomic_set(&pin->users, pin->users + 1);
     *len = range_limit(pin->range, addr, *len);
+    fuzz_dma_read_cb(addr, *len, pin->range->mr);
     return range_at(pin->range, addr);
 }
 

@@ -147,6 +147,7 @@ static inline bool virtio_ram_map_near(VirtIORamView *view, hwaddr addr,
         return false;
     }
     qatomic_set(&pin->users, pin->users + 1);
+    fuzz_dma_read_cb(addr, len, pin->range->mr);
     iov->iov_base = pin->range->host + offset;
     iov->iov_len = len;
     return true;
