@@ -32,7 +32,7 @@ TESTS = {
     "virtio-scsi-mq/remap/": "tests/qtest/virtio-scsi-remap-test.c",
     "virtio-scsi-mq/": "tests/qtest/virtio-scsi-mq-test.c",
     "virtio-scsi-stress/": "tests/qtest/virtio-scsi-stress.c",
-    "virtio-scsi-liveness/": "tests/qtest/virtio-scsi-liveness-test.c",
+    "virtio-scsi-": "tests/qtest/virtio-scsi-[fhl]*-test.c",
     "/": "tests/unit/test-*.c",
 }
 TEST = re.compile(r"/?(?:virtio-scsi-(?:mq|stress|liveness)|scsi-\w+|"
