@@ -294,7 +294,7 @@ void mq_reset(MqDev *d)
     forget_queues(d);
 }
 
-static bool wait_migrated(QTestState *qts)
+bool mq_wait_migrated(QTestState *qts)
 {
     gint64 start = 0;
 
@@ -320,11 +320,11 @@ bool mq_try_migrate(QTestState *from, QTestState *to)
 
     qtest_qmp_assert_success(from,
         "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
-    g_assert_true(wait_migrated(from));
+    g_assert_true(mq_wait_migrated(from));
     qtest_qmp_assert_success(to,
         "{'execute': 'migrate-incoming', 'arguments': {'uri': %s,"
         " 'exit-on-error': false}}", uri);
-    arrived = wait_migrated(to);
+    arrived = mq_wait_migrated(to);
     close(fd);
     return arrived;
 }

@@ -103,6 +103,9 @@ void mq_driver_ok(MqDev *d);
 void mq_start(MqDev *d, unsigned form, size_t data_max);
 void mq_reset(MqDev *d);
 
+/* Until @qts has come or gone; false if that failed */
+bool mq_wait_migrated(QTestState *qts);
+
 /*
  * Move the VM by a file to @to, which waits with "-incoming defer"; false if
  * that refuses it, where mq_migrate() fails.

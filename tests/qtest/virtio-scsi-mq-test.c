@@ -2112,6 +2112,155 @@ static void test_migrate_no_mapping(void *obj, void *arg,
     check_migration(obj, alloc, arg, &to, thread);
 }
 
+/*
+ * A hostile source
+ *
+ * One command waits for the VM to go on; its stream is changed in one place.
+ * The destination must say that the migration has failed, and live on.
+ */
+enum {
+    HOSTILE_LUN = 1,
+    /* Places behind the CDB of the request in the stream; see put_request() */
+    REQ_KIND = -1,
+    REQ_QUEUE = 24,
+    REQ_INDEX = 28,             /* of a VirtQueueElementOld, host's order */
+    REQ_OUT_NUM = 32,
+    REQ_IN_NUM = 36,
+    REQ_IN_ADDR = 44,
+    REQ_IN_LEN = REQ_IN_ADDR + 2 * 8 * 1024 + 8,
+    REQ_SECTOR = REQ_IN_ADDR + (2 * 8 + 2 * 16) * 1024,
+    REQ_BUFLEN = REQ_SECTOR + 12,
+};
+
+/* What is read as a number: @at behind the CDB, or behind the ring's size */
+static const struct {
+    const char *what;
+    bool ring;
+    int at;
+    unsigned bytes;
+    uint64_t value;
+} hostile_edits[] = {
+    { "no request", false, REQ_KIND, 1, 7 },
+    { "a request that doesn't wait", false, REQ_KIND, 1, 2 },
+    { "a queue that isn't there", false, REQ_QUEUE, 4, 99 },
+    { "an index beyond the ring", false, REQ_INDEX, 4, 0x00100000 },
+    { "too many buffers to read", false, REQ_OUT_NUM, 4, 0xffffff7f },
+    { "too many buffers to write", false, REQ_IN_NUM, 4, 0x01040000 },
+    { "a buffer of no length", false, REQ_IN_LEN, 8, 0 },
+    { "a buffer beyond the end of RAM", false, REQ_IN_LEN, 8,
+      0xffffffffffff0000 },
+    { "a command of another direction", false, 0, 1, 0x2a },
+    { "a command that has no data", false, 0, 1, 0x1d },
+    { "a sector beyond all disks", false, REQ_SECTOR, 8, INT64_MAX },
+    { "a huge buffer of the disk's", false, REQ_BUFLEN, 4, UINT32_MAX },
+    { "a ring that is too long", true, 0, 4, 4096 },
+    { "a ring with nothing in flight", true, 12, 2, 0 },
+};
+
+static uint8_t *find_bytes(GByteArray *in, const void *what, size_t len)
+{
+    uint8_t *found = memmem(in->data, in->len, what, len);
+
+    g_assert_nonnull(found);
+    return found;
+}
+
+/* Where an edit is; @ring: how a queue's size and its address stand there */
+static uint8_t *hostile_place(GByteArray *stream, unsigned edit,
+                              const MqQueue *q)
+{
+    /* The CDB on its own is in guest memory as well. */
+    uint8_t request[1 + 16] = { 1, 0x28, [5] = BAD_LBA >> 8, BAD_LBA & 0xff,
+                                [9] = 1 };
+    uint8_t ring[12];
+
+    if (!hostile_edits[edit].ring) {
+        return find_bytes(stream, request, sizeof(request)) + 1 +
+               hostile_edits[edit].at;
+    }
+    stl_be_p(ring, q->pci.vq.size);
+    stq_be_p(ring + 4, q->pci.vq.desc);
+    return find_bytes(stream, ring, sizeof(ring)) + hostile_edits[edit].at;
+}
+
+static void write_stream(int fd, const GByteArray *stream)
+{
+    g_assert_cmpint(pwrite(fd, stream->data, stream->len, 0), ==, stream->len);
+}
+
+static bool is_migrating(QTestState *qts, const char **status)
+{
+    g_autoptr(QDict) resp = qtest_qmp(qts, "{'execute': 'query-migrate'}");
+    const char *now = qdict_get_try_str(qdict_get_qdict(resp, "return"),
+                                        "status");
+
+    *status = g_intern_string(now);
+    return !now || (strcmp(now, "failed") && strcmp(now, "completed"));
+}
+
+/* A destination for this stream alone; it must live on, and say @wanted. */
+static void try_stream(const char *args, const char *uri, const char *wanted,
+                       const char *what)
+{
+    QTestState *to = qtest_init(args);
+    const char *status;
+    gint64 start = 0;
+
+    g_test_message("%s", what);
+    add_migrated_lun(to, HOSTILE_LUN, NULL, false);
+    qtest_qmp_assert_success(to,
+        "{'execute': 'migrate-incoming', 'arguments': {'uri': %s,"
+        " 'exit-on-error': false}}", uri);
+    while (is_migrating(to, &status)) {
+        mq_pause(&start, "the end of a migration");
+    }
+    g_assert_cmpstr(status, ==, wanted);
+    qtest_system_reset(to);
+    qtest_quit(to);
+}
+
+static void test_migrate_hostile(void *obj, void *arg, QGuestAllocator *alloc)
+{
+    const MqConfig *cfg = arg;
+    g_autoptr(GString) args = g_string_new(qos_get_current_command_line());
+    QPCIBus *bus = obj;
+    WaitingList list = { 0 };
+    int fd;
+    g_autofree char *path = mq_open_unnamed(&fd);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    g_autoptr(GByteArray) stream = g_byte_array_new();
+    MqDev *d;
+
+    add_migrated_lun(bus->qts, HOSTILE_LUN, NULL, true);
+    d = mq_begin(bus, alloc, cfg, 512);
+    mq_clear_ua(mq_queue(d, 0), 0, HOSTILE_LUN);
+    post_waiting(&list, mq_queue(d, 1), HOSTILE_LUN, BAD_LBA, false);
+    mq_flush(mq_queue(d, 1));
+    qtest_qmp_eventwait(d->qts, "STOP");
+    qtest_qmp_assert_success(d->qts,
+        "{'execute': 'migrate', 'arguments': {'uri': %s}}", uri);
+    g_assert_true(mq_wait_migrated(d->qts));
+    g_byte_array_set_size(stream, lseek(fd, 0, SEEK_END));
+    g_assert_cmpint(pread(fd, stream->data, stream->len, 0), ==, stream->len);
+
+    mq_before(args, (void *)cfg);
+    g_string_append(args, " -incoming defer");
+    try_stream(args->str, uri, "completed", "as it is");
+    for (unsigned i = 0; i < ARRAY_SIZE(hostile_edits); i++) {
+        uint8_t *place = hostile_place(stream, i, mq_queue(d, 1));
+        unsigned bytes = hostile_edits[i].bytes;
+        uint64_t value = hostile_edits[i].value, was;
+
+        was = ldn_be_p(place, bytes);
+        stn_be_p(place, bytes, value);
+        write_stream(fd, stream);
+        stn_be_p(place, bytes, was);
+        try_stream(args->str, uri, "failed", hostile_edits[i].what);
+    }
+    close(fd);
+    qos_invalidate_command_line(); /* its disk stays bad */
+}
+
 static const struct {
     const char *name;
     QOSTestFunc func;
@@ -2272,6 +2421,9 @@ static const struct {
         "migrate/to-no-mapping", test_migrate_no_mapping,
         { .iothreads = 3,
           .controller = MAP_CROSSED ",\"num_queues\":4" },
+    }, {
+        "migrate/hostile", test_migrate_hostile,
+        { .iothreads = 2, .controller = MAP2 ",\"num_queues\":4" },
     }, {
         "migrate/from-no-mapping", test_migrate_mapping,
         { .form = MQ_INDIRECT,
