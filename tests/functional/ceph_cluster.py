@@ -88,7 +88,16 @@ class Cluster:
         return done.stdout
 
     def ceph(self, *words):
-        return self.run("ceph", "--connect-timeout", "60", *words)
+        """A command to the monitor.  A busy one may fail to tell which commands
+        there are, with EPERM; nothing has been done by then."""
+        def answer():
+            try:
+                return [self.run("ceph", "--connect-timeout", "60", *words)]
+            except GuestError as reason:
+                if "getting command descriptions" in str(reason):
+                    return None
+                raise
+        return wait_for(f"the commands for ceph {words[0]}", answer, 60)[0]
 
     def rbd(self, *words):
         return self.run("rbd", *words)

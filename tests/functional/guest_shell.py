@@ -201,18 +201,26 @@ class GuestShell:
                 elif not re.match(r"@|\d+\|", text):
                     self.other(text)
 
-    def start(self, name, command):
-        """Run a command in the background; finish() asks for its end."""
-        quoted = shlex.quote(f"{{ {command}; }} > /tmp/{name}.out 2>&1; "
+    def start(self, name, command, again=False):
+        """Run a command in the background; finish() asks for its end.
+
+        With again it is run again and again until then, so that nothing that
+        is done meanwhile depends on how long it takes.
+        """
+        if again:
+            command = (f"while :; do {command} || exit; "
+                       f"[ ! -e /tmp/{name}.stop ] || exit 0; done")
+        quoted = shlex.quote(f"({command}) > /tmp/{name}.out 2>&1; "
                              f"echo $? > /tmp/{name}.status")
-        self.run(f"rm -f /tmp/{name}.status; setsid sh -c {quoted} "
-                 "> /dev/null 2>&1 < /dev/null &")
+        self.run(f"rm -f /tmp/{name}.status /tmp/{name}.stop; "
+                 f"setsid sh -c {quoted} > /dev/null 2>&1 < /dev/null &")
 
     def running(self, name):
         return self.run(f"test -e /tmp/{name}.status", check=False)[0] != 0
 
     def finish(self, name, limit=REPLY_LIMIT):
         """Output lines of what start() started; an error if it failed."""
+        self.run(f"touch /tmp/{name}.stop")
         wait_for(f"end of {name} in the guest",
                  lambda: not self.running(name), limit, 1)
         (status,) = self.run(f"cat /tmp/{name}.status")

@@ -359,8 +359,10 @@ class Guest:
         backend.seen = found.pop()
 
     def start_load(self, lun, offset=0, seconds=4):
+        """It goes on until it is finished, in turns of so many seconds."""
         self.get().shell.start(f"load{lun}", fio_verified(
-            self.device(lun), QUEUES, seconds, REGION, f"--offset={offset}"))
+            self.device(lun), QUEUES, seconds, REGION, f"--offset={offset}"),
+            again=True)
 
     def discard(self):
         if self.vm:
@@ -506,7 +508,7 @@ def waits(guest, one, other):
     """With reconnect-delay the guest sees a pause, no error."""
     fresh(guest, one)
     with nothing_leaked(guest), all_work(guest):
-        guest.start_load(one.lun, 0, 10)
+        guest.start_load(one.lun)
         for _ in range(2):
             work_goes_on(guest, one.lun)
             one.server.kill()
@@ -524,7 +526,7 @@ def stops(guest, one):
     fresh(guest, one)
     vm = guest.get()
     with nothing_leaked(guest):
-        guest.start_load(one.lun, 0, 6)
+        guest.start_load(one.lun)
         work_goes_on(guest, one.lun)
         one.server.kill()
         wait_for("stop of the VM", lambda: guest.get().status() == "io-error")
@@ -556,7 +558,7 @@ def fails(guest, one, other):
     fresh(guest, one)
     shell = guest.get().shell
     with nothing_leaked(guest):
-        guest.start_load(one.lun, 0, 30)
+        guest.start_load(one.lun)
         work_goes_on(guest, one.lun)
         one.server.kill()
         wait_for("end of the load", lambda: not shell.running(
@@ -573,7 +575,7 @@ def fails(guest, one, other):
         wait_for("readable disk", lambda: shell.run(
             f"dd if=/dev/{device} of=/dev/null bs=4k count=1 iflag=direct",
             check=False)[0] == 0)
-        guest.start_load(one.lun, 0, 3)
+        guest.start_load(one.lun)
         shell.finish(f"load{one.lun}")
     guest.see(one)
 
@@ -606,7 +608,7 @@ def unplugs(guest, one, busy):
     with nothing_leaked(guest):
         plug(guest, one)
         if busy:
-            guest.start_load(one.lun, 0, 20)
+            guest.start_load(one.lun)
             work_goes_on(guest, one.lun)
         one.server.kill()
         unplug(guest, one)
@@ -628,7 +630,7 @@ def quits(guest, one):
     """The end of QEMU while requests wait for a server."""
     one.server.start()
     plug(guest, one)
-    guest.start_load(one.lun, 0, 20)
+    guest.start_load(one.lun)
     work_goes_on(guest, one.lun)
     one.server.kill()
     time.sleep(0.5)
@@ -910,7 +912,7 @@ class VirtioScsiMultiConn(BackendTest, QemuSystemTest):
             one = self.backend("whole")
             fresh(self.guest, one)
             with all_work(self.guest):
-                self.guest.start_load(one.lun, 0, 8)
+                self.guest.start_load(one.lun)
                 work_goes_on(self.guest, one.lun)
                 for number in range(QUEUES):
                     wait_for("a connection for each IOThread",

@@ -24,7 +24,7 @@ from virtio_scsi_storage import QUEUES, StorageGuest, generator, scsi
 
 SIZE = 128                      # MiB of each image
 SECONDS = 4
-OUTAGE = 24                     # seconds of load with a daemon killed in it
+OUTAGE = 6                      # seconds of each turn of load then
 
 
 class CephTest(GuestTest):
@@ -124,7 +124,7 @@ def snapshots(vm, cluster):
     """What a snapshot holds stays, while the image is written."""
     vm.shell.run(f"dd if=/dev/urandom of={vm.disk(0)} bs=1M count=32 seek=64 "
                  "oflag=direct")
-    vm.start_load(0, 12)
+    vm.start_load(0, 4)
     vm.goes_on(0)
     cluster.rbd("snap", "create", "one@then")
     cluster.rbd("snap", "protect", "one@then")
@@ -154,7 +154,7 @@ def snapshots(vm, cluster):
 
 def resize(vm):
     """The guest sees the new size, and uses what is new, while it works."""
-    vm.start_load(0, 8)
+    vm.start_load(0, 4)
     vm.goes_on(0)
     vm.command("block_resize", node_name="one", size=2 * SIZE << 20)
     disk = vm.node_of(0)

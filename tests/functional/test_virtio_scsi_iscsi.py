@@ -273,7 +273,7 @@ def restarts(vm, target, luns):
     """tgtd killed and started again, twice, under load."""
     vm.get_qmp_events()
     for lun in luns:
-        vm.start_load(lun, 14)
+        vm.start_load(lun, 4)
     for _ in range(2):
         for lun in luns:
             vm.goes_on(lun)
@@ -292,7 +292,7 @@ def restarts(vm, target, luns):
 def comes_and_goes(vm, target, luns):
     """A LUN is added and removed, at the target too, while others work."""
     for lun in luns:
-        vm.start_load(lun, 30)
+        vm.start_load(lun, 4)
     for turn in range(6):
         driver = DRIVERS[turn % 3]
         target.add(9, 16 * MIB)
