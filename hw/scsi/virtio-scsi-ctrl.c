@@ -153,12 +153,12 @@ static void tmf_put(Tmf *tmf)
  * One LUN
  */
 
-static bool tmf_is_about(const SCSIRequest *sreq, void *opaque)
+static bool tmf_has_tag(const SCSIRequest *sreq, void *opaque)
 {
     const Tmf *tmf = ((TmfLun *)opaque)->tmf;
     const VirtIOSCSIReq *req = sreq->hba_private;
 
-    return !tmf->rule.by_tag || req->hdr.tag == tmf->creq->req.tmf.tag;
+    return req->hdr.tag == tmf->creq->req.tmf.tag;
 }
 
 static void tmf_lun_done(SCSIAbort *abort)
@@ -192,7 +192,7 @@ static void tmf_lun(Tmf *tmf, SCSIDevice *d)
     *lun = (TmfLun) {
         .abort = {
             .dev = SCSI_DEVICE(object_ref(OBJECT(d))),
-            .match = reset ? NULL : tmf_is_about,
+            .match = tmf->rule.by_tag ? tmf_has_tag : NULL,
             .cancel = tmf->rule.op != TMF_QUERY,
             .reset = reset,
             .done = tmf_lun_done,

@@ -1230,7 +1230,8 @@ static void hold(MqDev *d, uint16_t lun, MqSlot **slot)
 }
 
 /* All were answered before @tmf was, and none as if it had been done. */
-static void check_reset(MqDev *d, MqSlot *tmf, MqSlot **slot, unsigned n)
+static void check_ended(MqDev *d, MqSlot *tmf, MqSlot **slot, unsigned n,
+                        uint8_t how)
 {
     unsigned done = 0;
     uint8_t response;
@@ -1245,7 +1246,7 @@ static void check_reset(MqDev *d, MqSlot *tmf, MqSlot **slot, unsigned n)
         if (resp.response == VIRTIO_SCSI_S_OK) {
             done++;
         } else {
-            g_assert_cmpuint(resp.response, ==, VIRTIO_SCSI_S_RESET);
+            g_assert_cmpuint(resp.response, ==, how);
         }
         mq_release(slot[i]);
     }
@@ -1268,13 +1269,34 @@ static void test_reset_in_flight(void *obj, void *arg, QGuestAllocator *alloc)
                            : VIRTIO_SCSI_T_TMF_I_T_NEXUS_RESET;
 
         hold(d, lun, slot);
-        check_reset(d, mq_post_tmf(d, subtype, 0, lun, 0), slot,
-                    ARRAY_SIZE(slot));
+        check_ended(d, mq_post_tmf(d, subtype, 0, lun, 0), slot,
+                    ARRAY_SIZE(slot), VIRTIO_SCSI_S_RESET);
         throttle(d, lun, false);
         expect_ua(d, lun, UA_RESET);
         for (lun = 0; lun < NUM_LUNS; lun++) {
             mq_clear_ua(mq_queue(d, 0), 0, lun);
         }
+    }
+    check_alive(d);
+    end(d);
+}
+
+/* The commands that throttling holds end, and nobody waits for their turn. */
+static void test_abort_throttled(void *obj, void *arg, QGuestAllocator *alloc)
+{
+    static const uint32_t subtypes[] = {
+        VIRTIO_SCSI_T_TMF_ABORT_TASK_SET, VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET,
+    };
+    MqSlot *slot[NUM_QUEUES * HELD];
+    MqDev *d = begin(obj, alloc);
+
+    for (unsigned round = 0; round < 24; round++) {
+        uint16_t lun = round % 2 ? LUN_NULL : LUN_FILE;
+
+        hold(d, lun, slot);
+        check_ended(d, mq_post_tmf(d, subtypes[round / 2 % 2], 0, lun, 0),
+                    slot, ARRAY_SIZE(slot), VIRTIO_SCSI_S_ABORTED);
+        throttle(d, lun, false);
     }
     check_alive(d);
     end(d);
@@ -1308,6 +1330,7 @@ static const struct {
     { "ua/no-lun", test_ua_no_lun },
     { "ua/request-sense", test_ua_request_sense },
     { "reset-in-flight", test_reset_in_flight },
+    { "abort-throttled", test_abort_throttled },
 };
 
 static void register_virtio_scsi_cmd_tests(void)

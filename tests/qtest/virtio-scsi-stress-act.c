@@ -567,6 +567,58 @@ void act_error_stop(Stress *s)
 }
 
 /*
+ * Throttling
+ */
+
+static void set_throttle(Stress *s, Lun *lun, unsigned iops)
+{
+    QMP(s, "{'execute': 'block_set_io_throttle', 'arguments': {'id': %s, "
+        "'bps': 0, 'bps_rd': 0, 'bps_wr': 0, 'iops': %u, 'iops_rd': 0, "
+        "'iops_wr': 0}}", lun->spec->name, iops);
+}
+
+/*
+ * The VM's clock stands still, so a throttled LUN lets one command go, and
+ * holds the others until a reset or a stop ends them or we end the throttling.
+ * Nobody may wait for more than that meanwhile.
+ */
+void act_throttle(Stress *s)
+{
+    static const uint32_t subtypes[] = {
+        VIRTIO_SCSI_T_TMF_ABORT_TASK_SET, VIRTIO_SCSI_T_TMF_CLEAR_TASK_SET,
+        VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET,
+    };
+    Lun *lun = random_lun(s, LUN_DATA);
+
+    if (!lun->present) {
+        return;
+    }
+    set_throttle(s, lun, 1);
+    for (unsigned i = 0; i < 100; i++) {
+        load_pump(s, true);
+    }
+    switch (stress_below(s, 4)) {
+    case 0:
+        QMP(s, "{'execute': 'stop'}");
+        cont(s);
+        break;
+    case 1:
+        for (unsigned i = 0; i < s->num_luns; i++) {
+            s->luns[i].tmfs++;
+        }
+        shm_reset(s->dev);
+        after_reset(s);
+        start_again(s);
+        break;
+    default:
+        tmf_run(s, subtypes[stress_below(s, ARRAY_SIZE(subtypes))], lun, 0);
+        break;
+    }
+    set_throttle(s, lun, 0);
+    s->count[COUNT_THROTTLES]++;
+}
+
+/*
  * Another mapping
  */
 

@@ -59,8 +59,8 @@ static const char *const counter_names[NUM_COUNTERS] = {
     "commands", "blocks-read", "blocks-written", "sense", "unit-attentions",
     "tmfs", "aborted", "pinned", "no-target", "resets", "lost-to-resets",
     "config-writes", "plugs", "stops", "retries", "jobs", "events",
-    "stats", "remaps", "moves", "iothreads", "controllers", "migrations",
-    "operations",
+    "stats", "remaps", "moves", "throttles", "iothreads", "controllers",
+    "migrations", "operations",
 };
 
 bool stress_on_stock(void)
@@ -467,6 +467,9 @@ static ActFunc *const acts_balance[] = {
     act_balance, act_balance, act_balance, act_balance, act_tmf, act_tmf,
     act_hotplug, act_lun_reset, act_stop, act_remap, act_device_reset, NULL
 };
+static ActFunc *const acts_throttle[] = {
+    act_throttle, act_throttle, act_tmf, act_lun_reset, NULL
+};
 static ActFunc *const acts_operator[] = {
     act_iothread, act_controller, act_migrate, act_remap, act_hotplug,
     act_stop, act_system_reset, act_job, NULL
@@ -541,6 +544,11 @@ static const Scenario scenarios[] = {
         .acts = acts_balance,
         .must = MUST_RW | MUST(MOVES) | MUST(REMAPS) | MUST(PLUGS) |
                 MUST(TMFS) | MUST(STOPS) | MUST(RESETS),
+    }, {
+        .name = "throttle", .mapping = MAP4, .num_iothreads = 4,
+        .num_queues = 4, .luns = LUN_DATA | LUN_SLOW, .classes = CLASS_ALL,
+        .flags = SHM_EVENT_IDX, .acts = acts_throttle,
+        .must = MUST_RW | MUST(THROTTLES) | MUST(TMFS),
     }, {
         .name = "operator", .mapping = MAP3, .num_iothreads = 3,
         .num_queues = 4, .luns = LUN_DATA | LUN_SLOW | LUN_HOT,

@@ -207,6 +207,7 @@ typedef enum Counter {
     COUNT_STATS,            /* looks at the device's own counters */
     COUNT_REMAPS,           /* other mappings */
     COUNT_MOVES,            /* queues that moved by themselves */
+    COUNT_THROTTLES,
     COUNT_IOTHREADS,        /* that came and went */
     COUNT_CONTROLLERS,      /* so did these */
     COUNT_MIGRATIONS,       /* cancelled */
@@ -361,8 +362,8 @@ void stress_delete(Stress *s, const char *id);
 /* Acts */
 ActFunc act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
         act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-        act_job, act_remap, act_balance, act_iothread, act_controller,
-        act_migrate;
+        act_job, act_remap, act_balance, act_throttle, act_iothread,
+        act_controller, act_migrate;
 void act_finish_jobs(Stress *s);
 
 /* Operators; what they need of the command line */
