@@ -29,6 +29,7 @@ NEW_PROPERTIES = {
     ("virtio-scsi-pci", "iothread-vq-balance"),
     ("virtio-scsi-device", "iothread-vq-balance"),
 }
+NEW_OPTION = "multi-conn"       # of -blockdev driver=nbd
 QUEUES_COMMAND = "x-query-virtio-scsi-queues"
 QUEUES_TYPES = {                # member: type; "*" if it may be missing
     "arguments": {"path": "*str"},
@@ -134,8 +135,14 @@ class VirtioScsiSchema(QemuSystemTest):
             expect(ours == stock, f"-device {device},help differs from stock's")
 
     def test_schema(self):
-        """There is one command more, and nothing of stock's differs."""
+        """One command and one option more, and nothing else differs."""
         ours, stock = self.both(self.schema)
+        nbd = [t["members"] for t in ours.values() for m in t.get("members", ())
+               if isinstance(m, dict) and m.get("name") == NEW_OPTION]
+        expect(len(nbd) == 1 and
+               "reconnect-delay" in [m["name"] for m in nbd[0]],
+               f"query-qmp-schema: {len(nbd)} types have {NEW_OPTION}")
+        nbd[0][:] = [m for m in nbd[0] if m["name"] != NEW_OPTION]
         names, known = ({e["name"] for e in types.values()
                          if e["meta-type"] in ("command", "event")}
                         for types in (ours, stock))

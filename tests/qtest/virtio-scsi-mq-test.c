@@ -2219,7 +2219,7 @@ static void try_stream(const char *args, const char *uri, const char *wanted,
     qtest_quit(to);
 }
 
-static void test_migrate_hostile(void *obj, void *arg, QGuestAllocator *alloc)
+static void test_hostile_stream(void *obj, void *arg, QGuestAllocator *alloc)
 {
     const MqConfig *cfg = arg;
     g_autoptr(GString) args = g_string_new(qos_get_current_command_line());
@@ -2422,7 +2422,7 @@ static const struct {
         { .iothreads = 3,
           .controller = MAP_CROSSED ",\"num_queues\":4" },
     }, {
-        "migrate/hostile", test_migrate_hostile,
+        "hostile-stream", test_hostile_stream,
         { .iothreads = 2, .controller = MAP2 ",\"num_queues\":4" },
     }, {
         "migrate/from-no-mapping", test_migrate_mapping,
