@@ -118,7 +118,7 @@ def qemu_nbd(path, image, shared=32):
 
 def storage_daemon(path, image):
     return Server(path, [
-        tool("qemu-storage-daemon"), "--blockdev", json.dumps(
+        tool("storage-daemon/qemu-storage-daemon"), "--blockdev", json.dumps(
             {"node-name": "export", **file_node(image)}),
         "--nbd-server", f"addr.type=unix,addr.path={path}",
         "--export", "nbd,id=nbd,node-name=export,writable=on"])
@@ -337,7 +337,8 @@ class Guest:
     def device(self, lun):
         """The guest's name of a LUN, sda or so."""
         return wait_for(f"LUN {lun} in the guest", lambda: self.get().shell.run(
-            f"ls /sys/bus/scsi/devices/*:0:0:{lun}/block || true"), 60)[0]
+            f"ls /sys/bus/scsi/devices/*:0:0:{lun}/block 2> /dev/null || true"
+            ), 60)[0]
 
     def done(self, lun):
         """Reads and writes that the guest has completed."""
@@ -397,17 +398,27 @@ def connections(guest, server):
     pid, found, GETFD = guest.get().get_pid(), [], 438
     call = ctypes.CDLL(None, use_errno=True).syscall
     process = os.pidfd_open(pid)
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        handle = call(GETFD, process, int(name), 0)
+    for path in glob.glob(f"/proc/{pid}/fd/*"):
+        try:
+            if not os.readlink(path).startswith("socket:"):
+                continue
+        except FileNotFoundError:               # closed meanwhile
+            continue
+        handle = call(GETFD, process, int(os.path.basename(path)), 0)
         error = ctypes.get_errno()
-        expect(handle >= 0 or error == errno.EBADF,
-               f"can't look at QEMU's files: {os.strerror(error)}")
-        with contextlib.suppress(OSError):      # not a socket, or no peer
-            one = socket.socket(fileno=handle)
-            if one.getpeername() == server.path:
-                found.append(one)
-            else:
-                one.close()
+        if handle < 0:
+            expect(error == errno.EBADF,
+                   f"can't look at QEMU's files: {os.strerror(error)}")
+            continue
+        one = socket.socket(fileno=handle)
+        try:
+            peer = one.getpeername()
+        except OSError:                         # it listens
+            peer = None
+        if peer == server.path:
+            found.append(one)
+        else:
+            one.close()
     os.close(process)
     return found
 
