@@ -122,8 +122,8 @@ def compare(suite, stock, ours, known, may_be_worse=False):
 
 
 def failures(suite, results, known):
-    """(verdict, test, [line]) of one QEMU: same, known, skipped or failed.  What
-    fails is known, and all that is known fails."""
+    """(verdict, test, [line]) of one QEMU: same, known, skipped or failed.
+    What fails is known, and all that is known fails."""
     left = [k for k in known if k.suite == suite]
     for name, found in results.items():
         why = next((k for k in left if re.fullmatch(k.test, name)
@@ -138,4 +138,5 @@ def failures(suite, results, known):
         else:
             yield "failed", name, found.lines
     for entry in left:
-        yield "failed", f"known: {entry.test}", ["does not fail: delete the entry"]
+        yield ("failed", f"known: {entry.test}",
+               ["does not fail: delete the entry"])
