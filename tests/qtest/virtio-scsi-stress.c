@@ -477,8 +477,7 @@ static ActFunc *const acts_operator[] = {
 static ActFunc *const acts_all[] = {
     act_tmf, act_tmf_pinned, act_lun_reset, act_resize, act_device_reset,
     act_config, act_hotplug, act_stop, act_error_stop, act_system_reset,
-    act_job, act_job, act_job, act_remap, act_balance, act_iothread,
-    act_controller, act_migrate, NULL
+    act_job, act_job, act_job, act_remap, act_balance, NULL
 };
 
 static const Scenario scenarios[] = {
@@ -566,8 +565,7 @@ static const Scenario scenarios[] = {
         .acts = acts_all,
         .must = MUST_RW | MUST(SENSE) | MUST(TMFS) | MUST(RESETS) |
                 MUST(CONFIG_WRITES) | MUST(PLUGS) | MUST(STOPS) | MUST(JOBS) |
-                MUST(REMAPS) | MUST(OPERATIONS),
-        .operators = 2,
+                MUST(REMAPS),
     },
 };
 
