@@ -52,8 +52,8 @@ static void start_backup(Stress *s, Lun *lun)
     s->hold = false;
 }
 
-/* A snapshot, and after some writes into it back to the file below */
-static void start_commit(Stress *s, Lun *lun)
+/* A snapshot, and some writes into it */
+static void take_snapshot(Stress *s, Lun *lun)
 {
     Job *job = &lun->job;
 
@@ -61,6 +61,14 @@ static void start_commit(Stress *s, Lun *lun)
         "'node-name': %s, 'snapshot-file': %s, 'snapshot-node-name': %s, "
         "'format': 'qcow2'}}", lun->node, job->file, job->node);
     load_run(s, 4 * PACE);
+}
+
+/* A snapshot, and after some writes into it back to the file below */
+static void start_commit(Stress *s, Lun *lun)
+{
+    Job *job = &lun->job;
+
+    take_snapshot(s, lun);
     QMP(s, "{'execute': 'block-commit', 'arguments': {'job-id': %s, "
         "'device': %s}}", job->id, job->node);
 }
@@ -70,10 +78,7 @@ static void start_stream(Stress *s, Lun *lun)
 {
     Job *job = &lun->job;
 
-    QMP(s, "{'execute': 'blockdev-snapshot-sync', 'arguments': {"
-        "'node-name': %s, 'snapshot-file': %s, 'snapshot-node-name': %s, "
-        "'format': 'qcow2'}}", lun->node, job->file, job->node);
-    load_run(s, 4 * PACE);
+    take_snapshot(s, lun);
     QMP(s, "{'execute': 'block-stream', 'arguments': {'job-id': %s, "
         "'device': %s}}", job->id, job->node);
 }
