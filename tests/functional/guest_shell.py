@@ -229,6 +229,12 @@ class GuestShell:
                + " / ".join(output[-4:]))
         return output
 
+    def lun_name(self, lun, kind="block"):
+        """The guest's sdX of a LUN, or sgN with kind="scsi_generic"."""
+        return wait_for(f"LUN {lun} in the guest", lambda: self.run(
+            f"ls /sys/bus/scsi/devices/*:0:0:{lun}/{kind} 2> /dev/null || true"
+            ), 60)[0]
+
 
 def fio_verified(disk, queues, seconds, region="64M", extra=""):
     """Shell command: random reads and verified writes, a job per queue.

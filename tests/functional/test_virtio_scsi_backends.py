@@ -336,9 +336,7 @@ class Guest:
 
     def device(self, lun):
         """The guest's name of a LUN, sda or so."""
-        return wait_for(f"LUN {lun} in the guest", lambda: self.get().shell.run(
-            f"ls /sys/bus/scsi/devices/*:0:0:{lun}/block 2> /dev/null || true"
-            ), 60)[0]
+        return self.get().shell.lun_name(lun)
 
     def done(self, lun):
         """Reads and writes that the guest has completed."""

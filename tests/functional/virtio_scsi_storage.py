@@ -52,9 +52,7 @@ class StorageGuest(GuestMachine):
 
     def node_of(self, lun, kind="block"):
         """Name of a LUN's sdX, or sgN with kind="scsi_generic"."""
-        return wait_for(f"LUN {lun} in the guest", lambda: self.shell.run(
-            f"ls /sys/bus/scsi/devices/*:0:0:{lun}/{kind} 2> /dev/null || true"
-            ), 60)[0]
+        return self.shell.lun_name(lun, kind)
 
     def disk(self, lun):
         return "/dev/" + self.node_of(lun)
