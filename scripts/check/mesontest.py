@@ -56,6 +56,9 @@ class Test:
 RESULT = re.compile(r"^(not )?ok\b *\d* *(?:- )?(.*?)"
                     r"(?: *# *(SKIP)\S* *(.*))?$", re.I | re.M)
 
+# What ends a test program, which may say much more after it
+WHY = re.compile(r"ERROR:|[Aa]ssertion|Bail out|^not ok|Sanitizer:")
+
 
 class Outcome:
     """What one program has said and done; a program that says nothing, ends
@@ -100,7 +103,11 @@ class Outcome:
     def show_failures(self):
         for test in self.failed:
             print(f"      not ok: {self.name} {test}")
-        for line in self.output.splitlines()[-SHOWN_LINES:] * bool(self.failed):
+        if not self.failed:
+            return
+        lines = self.output.splitlines()
+        why = [s for s in lines[:-SHOWN_LINES] if WHY.search(s)][-10:]
+        for line in why + lines[-SHOWN_LINES:]:
             print(f"      | {line}")
 
 
