@@ -172,25 +172,6 @@ class MovingGuest(GuestMachine):
         return [self.command("x-query-virtio-queue-status", queue=2 + i,
                              path=BACKEND)["inuse"] for i in range(QUEUES)]
 
-    def queues_state(self):
-        """Where the rings and the vCPUs stand, to tell who waits for whom.
-
-        Not by "info virtio-queue-element": that may call a device broken.
-        """
-        words = []
-        for queue in range(QUEUES):
-            state = self.command("x-query-virtio-queue-status", path=BACKEND,
-                                 queue=2 + queue)
-            words.append(f"queue {queue}: " + ", ".join(
-                f"{key} {state[key]}" for key in
-                ("inuse", "last-avail-idx", "shadow-avail-idx", "used-idx",
-                 "signalled-used", "signalled-used-valid") if key in state))
-        words += [s for s in self.hmp("info registers -a").splitlines()
-                  if "CPU#" in s or "HLT=" in s]
-        words += [s.strip() for s in self.shell.run("cat /proc/interrupts")
-                  if "request" in s or "LOC" in s]
-        return "\n".join(words)
-
 
 # --------------------------------------------------------------------- load
 
@@ -244,7 +225,7 @@ def stands_still(vm, done, interrupts):
     """IOThreads of QEMU sometimes sleep while requests wait, on a quiet
     host and without any migration: that says nothing about ours."""
     text = (f"{vm.label}: the load stands still after {done} requests and "
-            f"{interrupts} interrupts of its queues\n" + vm.queues_state())
+            f"{interrupts} interrupts of its queues")
     if vm.side.build != "ours" and vm.shell.running("load"):
         return EmulatorFault(text)
     return GuestError(text)

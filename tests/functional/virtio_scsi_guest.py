@@ -22,6 +22,7 @@ from guest_shell import (EmulatorFault, FAULT, GuestError, GuestShell, STALL,
 from qemu.machine import QEMUMachine
 
 BOOT_LIMIT = 180                # seconds, generous
+QUEUES_SHOWN = 4
 
 
 class GuestLogs:
@@ -47,6 +48,10 @@ class GuestLogs:
         """The end of the guest's console, to follow an error."""
         return "; the console says last:" + "".join(
             f"\n    | {s}" for s in self.lines_of(self.console)[-15:])
+
+    def standing(self):
+        """Where it stands, in lines, to tell who waits for whom."""
+        return self.lines_of(self.console)[-10:]
 
     def check_fault(self):
         """Known faults of multi-threaded TCG are no verdict on the device."""
@@ -164,6 +169,28 @@ class GuestMachine(GuestLogs, QEMUMachine):
             if seconds <= max(WORK, 0.1 * sum(used.values()) / queues):
                 yield f"{name} did no work: CPU seconds {used}"
 
+    def standing(self):
+        """The VM, its rings and its vCPUs, too.
+
+        Not by "info virtio-queue-element": that may call a device broken.
+        """
+        if not self.is_running():
+            return super().standing()
+        words = [f"{self.label}: the VM is {self.status()}"]
+        for device in self.command("x-query-virtio"):
+            if device["name"] != "virtio-scsi":
+                continue
+            for queue in range(2, 2 + QUEUES_SHOWN):
+                state = self.qmp("x-query-virtio-queue-status", {
+                    "path": device["path"], "queue": queue}).get("return", {})
+                words.append(f"queue {queue - 2}: " + ", ".join(
+                    f"{key} {state[key]}" for key in
+                    ("inuse", "last-avail-idx", "shadow-avail-idx", "used-idx",
+                     "signalled-used") if key in state))
+        words += [s for s in self.hmp("info registers -a").splitlines()
+                  if "CPU#" in s or "HLT=" in s]
+        return words + super().standing()
+
     def end(self):
         """Orderly end: QEMU must end with status 0 and without complaint."""
         try:
@@ -256,9 +283,19 @@ class GuestTest:
             try:
                 for vm in self.machines():
                     vm.check_fault()
+                    show_standing(vm)
             finally:
                 self.drop()
             raise
+
+
+def show_standing(vm):
+    """Whatever state it is in; what the test has found comes first."""
+    try:
+        lines = vm.standing()
+    except Exception as error:
+        lines = [f"{vm.label}: doesn't tell where it stands: {error}"]
+    print(*(f"#   | {s}" for s in lines), sep="\n", flush=True)
 
 
 def output(*words):
