@@ -6,6 +6,7 @@ This module needs nothing of QEMU's.
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -103,6 +104,13 @@ class Target:
         return {"driver": "iscsi", "transport": "tcp", "target": IQN,
                 "portal": f"127.0.0.1:{self.port}", "lun": number,
                 **{k.replace("_", "-"): v for k, v in more.items()}}
+
+    def session(self, initiator):
+        """Number of the session that an initiator has; each new one has
+        another.  None if it has none."""
+        found = re.findall(r"I_T nexus: (\d+)\s+Initiator: (\S+)",
+                           self.adm("--op", "show", "--mode", "target") or "")
+        return {name: number for number, name in found}.get(initiator)
 
     def url(self, number):
         return f"iscsi://127.0.0.1:{self.port}/{IQN}/{number}"

@@ -15,6 +15,7 @@ QEMU_TEST_QEMU_BINARY must have the iscsi driver; see virtio_scsi_storage.py for
 the guest.
 """
 
+import contextlib
 import os
 import re
 import unittest
@@ -351,22 +352,40 @@ def settled_text(command, vm, lun):
 
 # ------------------------------------------------------------------ no answer
 
+@contextlib.contextmanager
+def held(vm, target, *luns):
+    """A target that doesn't answer commands for these LUNs, of which each gets
+    one.  As that lasts longer than QEMU waits, it begins new sessions, at once
+    or some seconds later, and libiscsi before 1.20 knows no limit of time for
+    commands that come before one is there.  So back when all are."""
+    vm.get_qmp_events()
+    before = {lun: target.session(initiator(lun)) for lun in luns}
+    target.hold()
+    try:
+        yield
+    finally:
+        target.go_on()
+    for lun, session in before.items():
+        wait_for(f"a new session for LUN {lun}",
+                 lambda n=lun, s=session:
+                 target.session(initiator(n)) not in (None, s), 120)
+        ready(vm, lun)
+
+
+def initiator(lun):
+    return f"iqn.test:{lun}"
+
+
 def no_answer(vm, target, luns):
     """A command that the target doesn't answer in time ends with a status of
     the host, and not as if the target had said something."""
-    vm.get_qmp_events()
-    target.hold()
-    try:
+    with held(vm, target, *luns):
         for lun in luns:
             _, text = raw(vm, lun, "00 00 00 00 00 00", "-vv")
             expect("host_status=0x05" in text.lower().replace(" ", ""),
                    f"TEST UNIT READY of LUN {lun} ends with: {text}")
             expect("check condition" not in text.lower(),
                    f"LUN {lun}: the target has said nothing, but: {text}")
-    finally:
-        target.go_on()
-    for lun in luns:
-        ready(vm, lun)
     told = [s for s in vm.messages() if "no answer to command 0x00" in s]
     expect(len(told) == len(luns), f"QEMU says: {told}")
 
@@ -383,10 +402,7 @@ def policies(vm, target, kinds):
         for name, command in (("read", "if={} of=/dev/null iflag=direct"),
                               ("write", "if=/dev/zero of={} oflag=direct")):
             action = policy[name == "write"]
-            ready(vm, lun)
-            vm.get_qmp_events()
-            target.hold()
-            try:
+            with held(vm, target, lun):
                 vm.shell.start(name, f"dd bs=4k count=1 "
                                + command.format(vm.disk(lun)))
                 if action == "stop":
@@ -394,8 +410,6 @@ def policies(vm, target, kinds):
                 else:
                     wait_for(f"end of the {name}",
                              lambda n=name: not vm.shell.running(n), 200)
-            finally:
-                target.go_on()
             status = vm.status()
             expect(status == "running", f"{action}: the VM is {status}")
             check_policy(vm, lun, name, action)
@@ -474,7 +488,7 @@ class VirtioScsiIscsi(IscsiTest, QemuSystemTest):
     @classmethod
     def configuration(cls, target):
         nodes = {"hd": target.node(1), "generic": target.node(3),
-                 **{f"block{i}": target.node(2, initiator_name=f"iqn.test:{i}")
+                 **{f"block{i}": target.node(2, initiator_name=initiator(i))
                     for i in (ONE, TWO)}}
         return nodes, [scsi("scsi-hd", HD, "hd"),
                        scsi("scsi-block", ONE, f"block{ONE}", share_rw=True),
@@ -567,7 +581,9 @@ class VirtioScsiIscsiErrors(IscsiTest, QemuSystemTest):
 
     @classmethod
     def configuration(cls, target):
-        nodes = {f"node{i}": target.node(i + 1, timeout=2) for i in range(5)}
+        nodes = {f"node{i}": target.node(i + 1, timeout=2,
+                                         initiator_name=initiator(i))
+                 for i in range(5)}
         return nodes, [scsi("scsi-block", lun, f"node{lun}", rerror=r, werror=w)
                        for lun, (r, w) in cls.KINDS.items()] + [
                            scsi("scsi-generic", cls.GENERIC, "node4")]
