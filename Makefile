@@ -118,9 +118,10 @@ check-migration: build stock ## a guest at work moves between QEMUs, ours and st
 	@scripts/lab/functional migration \
 		-k VirtioScsiMigration$(if $(PEER),Newer).
 
-check-backends: build ## files, qcow2, a loop device, NBD servers that go away: all data verified
+check-backends: build ## files, qcow2, a loop device, SG_IO, NBD servers that go away: data verified
 	@scripts/build/deps run backends
-	@scripts/lab/functional backends
+	@scripts/build/build-qemu bench
+	@scripts/lab/functional backends nested
 
 check-iscsi: storage ## a private iSCSI target that comes and goes, and a guest
 	@scripts/lab/functional iscsi $(TESTS)

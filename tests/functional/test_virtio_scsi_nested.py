@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run scsi-block and scsi-generic on SG_IO of a Linux kernel.
+
+A guest has a disk of the kernel's scsi_debug, and a QEMU without a guest of its
+own in which virtio-load has a mapped controller with that disk.  The outer QEMU
+is only there for the kernel.
+
+QEMU_TEST_GUEST must have an initrd-more with modules/scsi_debug.ko, and
+modules/scsi_debug.order with its name behind those that it needs.
+"""
+
+import json
+import os
+import re
+import subprocess
+import tarfile
+import unittest
+
+from guest_shell import expect, wait_for
+from qemu_test import BUILD_DIR, QemuSystemTest
+from virtio_scsi_guest import GuestMachine, GuestTest, output
+
+TREE = "/tmp/tree"              # in the guest: where the inner QEMU sees /
+FIRMWARE = ("seabios/bios-256k.bin", "qemu/kvmvapic.bin")
+BAD_SECTOR = 0x1234             # scsi_debug's own choice, and 9 behind it
+MEDIUM_ERROR = 2                # of its opts
+# /dev/sgN takes 16 requests of one file, QEMU's; TASK SET FULL for more
+DEPTHS = {"scsi-block": "8", "scsi-generic": "4"}
+# scsi_debug: 4 hardware queues, answers after 50 us
+MODULE = "dev_size_mb=32 submit_queues=4 max_queue=64 ndelay=50000"
+
+
+def libraries(program):
+    """What the loader finds for it, and the loader."""
+    return re.findall(r"(/\S+) \(0x", output("ldd", program))
+
+
+class NestedGuest(GuestMachine):
+    """Its disk is a tar file with what the inner QEMU needs."""
+
+    initrd = "initrd-more"
+
+    def __init__(self, image, logs):
+        super().__init__(
+            os.environ["QEMU_TEST_QEMU_BINARY"], "outer",
+            ["-blockdev", json.dumps({
+                "driver": "file", "node-name": "tar", "filename": image,
+                "read-only": True}),
+             "-device", "virtio-scsi-pci", "-device", "scsi-hd,drive=tar"],
+            logs, 4, "1G")
+        self.inner = os.path.realpath(os.environ["QEMU_TEST_QEMU_BINARY"])
+        self.generator = str(BUILD_DIR / "tests/qtest/virtio-load")
+
+    def pack(self, image, scratch):
+        """Everything at its own path, without what debuggers want."""
+        with tarfile.open(image, "w") as tar:
+            for path in (self.inner, self.generator):
+                small = f"{scratch}/small"
+                subprocess.run(["strip", "-o", small, path], check=True)
+                tar.add(small, path)
+            for path in libraries(self.inner) + libraries(self.generator):
+                tar.add(os.path.realpath(path), path)
+            for name in FIRMWARE:
+                path = f"{os.path.dirname(self.inner)}/qemu-bundle/usr/share/" \
+                    + name
+                tar.add(os.path.realpath(path), path)
+
+    def prepare(self):
+        self.boot()
+        wait_for("disk in the guest", lambda: self.shell.run(
+            "test -b /dev/sda", check=False)[0] == 0)
+        for line in ("for i in $(cat /modules/extra); do insmod /modules/$i "
+                     "|| exit 1; done",
+                     "for i in $(grep -v scsi_debug /modules/scsi_debug.order);"
+                     " do insmod /modules/$i || exit 1; done",
+                     "ln -s /proc/self/fd /dev/fd",
+                     f"mkdir -p {TREE}/bin {TREE}/tmp {TREE}/proc {TREE}/sys "
+                     f"{TREE}/dev",
+                     f"tar xf /dev/sda -C {TREE}",
+                     f"cp /usr/bin/busybox {TREE}/bin/sh",
+                     f"for i in proc sys dev tmp; do mount --bind /$i {TREE}/$i"
+                     " || exit 1; done",
+                     f"insmod /modules/scsi_debug.ko {MODULE}"):
+            self.shell.run(line)
+        wait_for("disk of scsi_debug", self.disk)
+        return self
+
+    def disk(self):
+        """Its sdX and sgN, in any order, or None."""
+        status, lines = self.shell.run(
+            "cd /sys/bus/pseudo/drivers/scsi_debug/adapter0/host*/target*/*:*/ "
+            "&& ls block scsi_generic", check=False)
+        names = re.findall(r"\b(?:sd[a-z]+|sg\d+)\b", " ".join(lines))
+        return sorted(names) if status == 0 and len(names) == 2 else None
+
+    def option(self, name, value):
+        self.shell.run(
+            f"echo {value} > /sys/bus/pseudo/drivers/scsi_debug/{name}")
+
+    def load(self, driver, iothreads, *options):
+        """What virtio-load tells: (exit status, its last lines)."""
+        block, generic = self.disk()
+        node = {"driver": "host_device", "filename":
+                f"/dev/{generic if driver == 'scsi-generic' else block}"}
+        if driver == "scsi-block":
+            node["cache"] = {"direct": True}
+        words = [self.generator, "--json", "--qemu", self.inner, "--disk",
+                 driver, "--queues", "4", "--iothreads", str(iothreads),
+                 "--depth", DEPTHS[driver],
+                 "--backend", f"'{json.dumps(node)}'", *options]
+        status, lines = self.shell.run(
+            f"chroot {TREE} {' '.join(words)} 2>&1", 400, False)
+        return status, lines
+
+
+class VirtioScsiNested(GuestTest, QemuSystemTest):
+    """The guest stays from test to test."""
+
+    def vm(self):
+        cls = type(self)
+        if not cls.guest:
+            image = f"{cls.scratch}/tar"
+            vm = NestedGuest(image, self.folder)
+            vm.pack(image, cls.scratch)
+            cls.guest = vm
+            vm.prepare()
+        return cls.guest
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.drop()
+        super().tearDownClass()
+
+    def verified(self, driver, iothreads):
+        def test(vm):
+            status, lines = vm.load(
+                driver, iothreads, "--verify", "--rw", "mix:50", "--region",
+                "16M", "--seconds", "3")
+            expect(status == 0, f"virtio-load: {lines[-3:]}")
+            expect(json.loads(lines[-1])["iops"] > 0, "there was no I/O")
+        self.guarded(lambda _: test(self.vm()))
+
+    def test_1_scsi_block_1(self):
+        self.verified("scsi-block", 1)
+
+    def test_1_scsi_block_4(self):
+        self.verified("scsi-block", 4)
+
+    def test_2_scsi_generic_4(self):
+        self.verified("scsi-generic", 4)
+
+    def test_3_medium_error(self):
+        """CHECK CONDITION of the disk arrives as such."""
+        def test(vm):
+            vm.option("opts", MEDIUM_ERROR)
+            try:
+                for driver in ("scsi-block", "scsi-generic"):
+                    status, lines = vm.load(
+                        driver, 2, "--rw", "read", "--pattern", "seq",
+                        "--region", "4M", "--seconds", "3")
+                    expect(status == 1 and "status 0x02" in lines[-1],
+                           f"{driver}: virtio-load ends with status {status}: "
+                           f"{lines[-3:]}")
+            finally:
+                vm.option("opts", 0)
+        self.guarded(lambda _: test(self.vm()))
+
+    def test_4_end(self):
+        def test(vm):
+            _, lines = vm.shell.run("dmesg", check=False)
+            bad = [s for s in lines if re.search("BUG:|WARNING:|Oops", s)]
+            expect(not bad, f"the guest's kernel says: {bad}")
+            vm.end()
+            self.drop()
+        self.guarded(lambda _: test(self.vm()))
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
