@@ -191,34 +191,34 @@ def test_fuzz(toy):
 def test_content(toy):
     """another content than build/src has"""
     toy.mail("0001-change", CHANGE.replace("two", "zwei"), "change")
-    refused(toy, "hw/a.c: another than in ")
+    refused(toy, "hw/a.c: not as in ")
 
 
 def test_mode(toy):
     """another mode than build/src has"""
     os.chmod(toy.build + "/src/hw/new.c", 0o755)
-    refused(toy, "hw/new.c: another than in ")
+    refused(toy, "hw/new.c: not as in ")
 
 
 def test_base(toy):
     """a file of the base's that the package has differently, or not"""
     write(toy.build + "/base/hw/b.c", "c\n")
     write(toy.build + "/base/hw/c.c", "c\n")
-    refused(toy, "hw/b.c: another than in ")
-    refused(toy, "hw/c.c: missing")
+    refused(toy, "hw/b.c: not as in ")
+    refused(toy, "hw/c.c: not as in ")
 
 
 def test_forgotten(toy):
     """a file of ours that no mail brings"""
     write(toy.build + "/src/hw/c.c", "c\n")
     write(toy.build + "/src.manifest", "hw/a.c\nhw/c.c\nhw/new.c\n")
-    refused(toy, "hw/c.c: it is ours, but in no mail")
+    refused(toy, "hw/c.c: not as in ")
 
 
 def test_too_much(toy):
     """a file that a mail changes and scripts/build/overlay doesn't"""
     write(toy.build + "/src.manifest", "hw/a.c\n")
-    refused(toy, "hw/new.c: the series changes it, scripts/build/overlay doesn't")
+    refused(toy, "hw/new.c: not as in ")
 
 
 def test_mails(toy):
@@ -259,23 +259,6 @@ def test_version(toy):
         except deb.Problem:
             continue
         raise AssertionError("%s was accepted" % bad)
-
-
-def test_complaints(_toy):
-    """what a compiler says belongs to the object that it was making"""
-    said = deb.complaints("""\
-[1/4] Compiling C object a.p/a.c.o
-[2/4] Compiling C object a.p/b.c.o
-../b.c:1:1: warning: odd
-FAILED: a.p/c.c.o
-cc -c c.c
-../c.c:7:2: error: bad
-[4/4] Generating x
-x.py: warning: not ours
-""", ["a.p/a.c.o", "a.p/b.c.o", "a.p/c.c.o", "a.p/d.c.o"])
-    expect(said == {"a.p/a.c.o": [], "a.p/b.c.o": ["../b.c:1:1: warning: odd"],
-                    "a.p/c.c.o": ["failed", "../c.c:7:2: error: bad"],
-                    "a.p/d.c.o": None}, said)
 
 
 def main():
