@@ -13,14 +13,10 @@ import subprocess
 import tempfile
 import time
 
-TOP = os.path.abspath(f"{__file__}/../../..")
-BUILD = os.path.join(TOP, "build")
+from common import BUILD, Problem
+
 WARM_UP = 0.15                  # seconds before each measurement
 PATIENCE = 60                   # seconds on top: a run that takes longer hangs
-
-
-class Problem(Exception):
-    """Something to tell the user in one line."""
 
 
 class Unavailable(Problem):

@@ -13,8 +13,8 @@ import re
 import shutil
 import subprocess
 
-TOP = os.path.abspath(f"{__file__}/../../..")
-BUILD = os.path.join(TOP, "build")
+from common import BUILD, TOP, Problem, call
+
 LOGS = os.path.join(BUILD, "check")
 SHOWN_LINES = 60
 LEFT_OUT = "by request (-s option)"     # what GLib says of it
@@ -23,10 +23,6 @@ LEFT_OUT = "by request (-s option)"     # what GLib says of it
 # limit that QEMU has set, and never less than MIN_TIMEOUT seconds.
 TIMEOUT_FACTOR = 10
 MIN_TIMEOUT = 600
-
-
-class Problem(Exception):
-    """Something to tell the user in one line."""
 
 
 @dataclasses.dataclass

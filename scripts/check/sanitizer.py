@@ -10,6 +10,8 @@ import collections
 import fnmatch
 import re
 
+from common import Problem
+
 OURS = re.compile(r"(^|/)hw/scsi/|(^|/)include/hw/scsi/"
                   r"|(^|/)hw/virtio/(iothread-vq-\w+|virtio-ram)\.c"
                   r"|(^|/)include/hw/virtio/"
@@ -37,10 +39,6 @@ FRAME = re.compile(r"\s*#\d+ (?:0x[0-9a-f]+ +)?(?:in )?(\S+)(?: (.*?))?"
                    r"(?: \(.*)?$")
 ACCESS = re.compile(r"  (Previous |Atomic |Read |Write )|  .* acquired here",
                     re.I)
-
-
-class BadRules(Exception):
-    """A rules file that can't be used."""
 
 
 def ours(frame):
@@ -171,7 +169,7 @@ def read_rules(path):
                 continue
             match = RULE.match(line)
             if not match or not reason:
-                raise BadRules(f"{path}:{number}: " + (
+                raise Problem(f"{path}:{number}: " + (
                     "no reason above it" if match
                     else "not KIND: FUNCTION FUNCTION"))
             rules.append(Rule(*match.groups()))

@@ -266,11 +266,7 @@ int main(int argc, char **argv)
 
 def make_tree(top):
     """The scripts, with programs that only play a part."""
-    os.makedirs(os.path.join(top, "scripts", "check"), exist_ok=True)
-    for name in ("check/check-sanitizer", "check/mesontest.py",
-                 "check/sanitizer.py", "results.py"):
-        shutil.copy(os.path.join(TOP, "scripts", name),
-                    os.path.join(top, "scripts", name))
+    shutil.copytree(os.path.join(TOP, "scripts"), os.path.join(top, "scripts"))
     write(os.path.join(top, "tests/sanitizers/tsan-base.rules"), RULES)
     build = os.path.join(top, "build")
     obj = os.path.join(build, "obj")
