@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What our programs share: files, commands, and one way to end."""
 
+import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +47,20 @@ def run(*command, **where):
         raise Problem("%s failed:\n%s" % (" ".join(command[:4]),
                                           output[-2000:].rstrip()))
     return output
+
+
+def arguments(text):
+    """Of a program's arguments; --help says what stands at its head."""
+    return argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter)
+
+
+def need(group, *tools):
+    """Programs that must be there, and what installs them."""
+    for tool in tools:
+        if not shutil.which(tool):
+            raise Problem("no %s (scripts/build/deps %s installs it)"
+                          % (tool, group))
 
 
 def start(main, problems=(Problem, OSError)):
