@@ -96,7 +96,7 @@ sanitizer-deps:
 	@scripts/build/deps sanitizers
 
 soak: build ## stress and hostile guest for MINUTES=10; SANITIZER=tsan or asan, SEED=N
-	@$(if $(SANITIZER),scripts/build/deps sanitizers)
+	@scripts/build/deps soak $(if $(SANITIZER),sanitizers)
 	@scripts/build/build-qemu tests
 	@$(if $(SANITIZER),scripts/build/build-qemu $(SANITIZER))
 	@scripts/check/soak $(if $(MINUTES),--minutes '$(MINUTES)') \
