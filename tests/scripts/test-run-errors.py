@@ -243,7 +243,7 @@ def test_judges(tap):
     def view(queues, *told, irqs=(1, 1)):
         """told: (IOThread, requests) of each queue"""
         return run.judge_view(
-            run.Layout("", queues, ""), " 2/0/0 default/read/poll queues",
+            run.Layout("", queues, {}), " 2/0/0 default/read/poll queues",
             ["0", "1"], irqs,
             [{"iothread": name, "submitted": n} if name else {"submitted": n}
              for name, n in told])
@@ -265,7 +265,7 @@ def test_judges(tap):
         """names: of the hot queues' IOThreads"""
         sample = argparse.Namespace(queues=[
             {"iothread": n, "iothread-busy": busy} for n in names])
-        return run.judge_phases([run.Phase(title, 0, [sample])])
+        return run.judge_phases([run.Phase(title, [sample])])
 
     hot = ["hot queues are served by"]
     complaints(tap, "queues that moved and that didn't are told apart", moved, (
