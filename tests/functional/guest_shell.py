@@ -81,7 +81,7 @@ def guest_options(guest, initrd, console, agent, vcpus, memory):
         "-smp", str(vcpus), "-m", memory, "-nodefaults", "-no-reboot",
         "-name", "debug-threads=on",
         "-kernel", f"{guest}/vmlinuz", "-initrd", f"{guest}/{initrd}",
-        "-append", "console=ttyS0 mitigations=off panic=-1 job=agent",
+        "-append", "console=ttyS0 mitigations=off panic=-1",
         "-serial", f"file:{console}",
         "-chardev", f"socket,id=agent,path={agent},server=on,wait=off",
         "-serial", "chardev:agent"]

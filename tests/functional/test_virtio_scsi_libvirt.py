@@ -94,7 +94,7 @@ class Domain(GuestLogs):
         for tag, text in (("kernel", f"{guest}/vmlinuz"),
                           ("initrd", f"{guest}/initrd"),
                           ("cmdline", "console=ttyS0 mitigations=off "
-                           "panic=-1 job=agent")):
+                           "panic=-1")):
             ET.SubElement(domain.find("os"), tag).text = text
         ET.SubElement(domain, "on_reboot").text = "destroy"
         for text in (f"<serial type='file'><source path='{self.console}'"

@@ -4,8 +4,7 @@ test class that repeats what a fault of the emulator spoiled.
 
 The guest comes from the folder QEMU_TEST_GUEST: vmlinuz, and an initrd with
 busybox, fio and drivers of virtio-scsi, whose init does what guest_shell.py
-says on ttyS1 if the kernel's command line has job=agent.  What else
-test_virtio_scsi_suites.py wants of it is said there.
+says on ttyS1.  What else test_virtio_scsi_suites.py wants of it is said there.
 """
 
 import functools
