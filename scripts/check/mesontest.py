@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 
-from common import BUILD, TOP, Problem, call
+from common import BUILD, TOP, Problem, run
 
 LOGS = os.path.join(BUILD, "check")
 SHOWN_LINES = 60
@@ -139,13 +139,8 @@ class Build:
     def paths(self, name):
         """The test paths of a qtest, as the program itself lists them."""
         test = self.qtest(name)
-        done = subprocess.run(
-            test.command[:1] + ["-l"], cwd=test.cwd, text=True, check=False,
-            env={**os.environ, **test.env}, stdin=subprocess.DEVNULL,
-            capture_output=True)
-        if done.returncode:
-            raise Problem(f"{name} -l failed: {done.stderr.strip()[-200:]}")
-        return [p for p in done.stdout.splitlines() if p.startswith("/")]
+        said = run(test.command[0], "-l", cwd=test.cwd, env=test.env)
+        return [p for p in said.splitlines() if p.startswith("/")]
 
     def qos(self, label, wanted, **how):
         """qos-test with those paths that wanted() accepts."""
@@ -167,11 +162,7 @@ class Build:
             file.write("project('check')\n" + "".join(
                 test.declaration() for test in tests))
         obj = os.path.join(where, "obj")
-        done = subprocess.run([meson, "setup", obj, where], text=True,
-                              check=False, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise Problem("meson setup failed:\n" + done.stdout[-2000:])
+        run(meson, "setup", obj, where)
         with subprocess.Popen(
                 [meson, "test", "-C", obj, "--no-rebuild", *args], text=True,
                 errors="replace", stdin=subprocess.DEVNULL,
