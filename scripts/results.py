@@ -12,16 +12,15 @@ class Results:
         self.failed = []
         self.skipped = []
 
-    def add(self, ok, what, why="", seconds=None, quiet=False):
-        """One result, and @why it isn't ok; quiet: tells only that."""
+    def add(self, ok, what, why="", seconds=None):
+        """One result, and @why it isn't ok."""
         if ok:
             self.passed += 1
         else:
             self.failed.append(what)
-        if not ok or not quiet:
-            print("%s - %s%s" % ("ok" if ok else "not ok", what,
-                                 "" if seconds is None else " (%.0f s)" % seconds),
-                  flush=True)
+        print("%s - %s%s" % ("ok" if ok else "not ok", what,
+                             "" if seconds is None else " (%.0f s)" % seconds),
+              flush=True)
         if not ok:
             lines = str(why).rstrip("\n").split("\n")[-SHOWN_LINES:]
             print("".join("# %s\n" % line for line in lines), end="", flush=True)
