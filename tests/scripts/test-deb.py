@@ -251,14 +251,10 @@ def test_damaged(toy):
 def test_version(toy):
     """the version sorts between Debian's and Debian's next"""
     package = deb.Package(toy.build)
-    package.check_version()
-    for bad in ("1:%s~vsmq1" % OLD, "1:10.0.13+ds-0+deb13u2+vsmq1"):
-        package.version = bad
-        try:
-            package.check_version()
-        except deb.Problem:
-            continue
-        raise AssertionError("%s was accepted" % bad)
+    for one, two in ((package.old, package.version),
+                     (package.version, "1:10.0.13+ds-0+deb13u2")):
+        subprocess.run(["dpkg", "--compare-versions", one, "lt", two],
+                       check=True)
 
 
 def main():
