@@ -537,6 +537,63 @@ static void test_purge_race(void)
     lun_tear_down(&d);
 }
 
+/*
+ * Pins
+ */
+
+static void add_request(void *opaque)
+{
+    scsi_lane_add(scsi_inflight_lane_here(opaque));
+}
+
+static void remove_request(void *opaque)
+{
+    scsi_lane_remove(scsi_inflight_lane_here(opaque));
+}
+
+/* Wait until nobody but us and @lanes has the LUN, its bus and the HBA. */
+static void wait_for_owners(SCSIDevice *d, unsigned lanes)
+{
+    const DeviceState *hba = d->qdev.parent_bus->parent;
+
+    while (OBJECT(d)->ref != 1 + lanes) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpuint(OBJECT(d->qdev.parent_bus)->ref, ==, 1 + lanes);
+    g_assert_cmpuint(OBJECT(hba)->ref, ==, 1 + lanes);
+}
+
+/* A lane keeps them from when it is pinned until its last request is gone. */
+static void test_pin(void)
+{
+    DeviceState hba = { .parent_obj.ref = 1 };
+    SCSIBus bus = { .qbus.obj.ref = 1, .qbus.parent = &hba };
+    SCSIDevice d = {
+        .qdev.parent_obj.ref = 1, .qdev.parent_bus = &bus.qbus,
+    };
+
+    set_up(&d.inflight);
+    scsi_device_pin(&d);
+    wait_for_owners(&d, 0);     /* no request, no pin */
+
+    add_request(&d.inflight);
+    for (unsigned i = 0; i < 2; i++) {
+        aio_wait_bh_oneshot(contexts[1], add_request, &d.inflight);
+    }
+    scsi_device_pin(&d);
+    wait_for_owners(&d, 2);
+    scsi_device_pin(&d);        /* it is already */
+    wait_for_owners(&d, 2);
+
+    aio_wait_bh_oneshot(contexts[1], remove_request, &d.inflight);
+    wait_for_owners(&d, 2);
+    aio_wait_bh_oneshot(contexts[1], remove_request, &d.inflight);
+    wait_for_owners(&d, 1);
+    remove_request(&d.inflight);
+    wait_for_owners(&d, 0);
+    tear_down(&d.inflight);
+}
+
 int main(int argc, char **argv)
 {
     bdrv_init();
@@ -553,5 +610,6 @@ int main(int argc, char **argv)
     g_test_add_func("/scsi-inflight/restart", test_restart);
     g_test_add_func("/scsi-inflight/restart-late", test_restart_late);
     g_test_add_func("/scsi-inflight/purge-race", test_purge_race);
+    g_test_add_func("/scsi-inflight/pin", test_pin);
     return g_test_run();
 }
