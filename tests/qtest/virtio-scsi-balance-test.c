@@ -385,6 +385,13 @@ static void test_still(void)
     balance_close(&b);
 }
 
+static bool hmp_tells_share(Balance *b)
+{
+    g_autofree char *said = qtest_hmp(b->qts, "info virtio-scsi-queues");
+
+    return strstr(said, " share=") && strstr(said, "% iothread-busy=");
+}
+
 /* Off is off; a query only makes the device measure. */
 static void test_switch(void)
 {
@@ -419,11 +426,13 @@ static void test_switch(void)
     work_periods(&b, HOT, 2);
     read_info(&b, info);
     g_assert_cmpfloat(info[0].share, >=, 0.6);
+    g_assert_true(hmp_tells_share(&b));
 
     /* While the main loop owns the queues, nobody measures. */
     qtest_qmp_assert_success(b.qts, "{'execute': 'stop'}");
     read_info(&b, info);
     g_assert_cmpfloat(info[0].share, ==, -1);
+    g_assert_false(hmp_tells_share(&b));
     balance_close(&b);
 }
 

@@ -27,6 +27,10 @@
     "-device qemu-xhci,id=usb " \
     "-drive if=none,id=stick,driver=null-co,media=cdrom,read-only=on "
 
+#define NO_ID \
+    "-nodefaults -object iothread,id=t0 " \
+    "-device virtio-scsi-pci,iothread=t0,num_queues=1 "
+
 typedef struct Mistake {
     const char *device;     /* the arguments of device_add */
     const char *words;      /* are in the error */
@@ -129,6 +133,10 @@ static void test_hmp(void)
         const char *options, *command, *words;
     } cases[] = {
         { "-nodefaults", "info virtio-scsi-queues", "There is no virtio-scsi" },
+        { "-nodefaults -device virtio-scsi-pci", "info virtio-scsi-queues",
+          "queue 0: main-loop" },
+        { NO_ID, "info virtio-scsi-queues",
+          "virtio-backend:\r\n  queue 0: iothread=t0 " },
         { HOST, "info virtio-scsi-queues nobody", "virtio-scsi devices: vs" },
         { HOST, "info virtio-scsi-queues taken", "is of type scsi-cd, not" },
     };
