@@ -343,6 +343,32 @@ static void test_hot(void)
     balance_close(&b);
 }
 
+/* The log says which queue has gone from where to where. */
+static void test_trace(void)
+{
+    g_autofree char *path = NULL, *said = NULL, *log = NULL;
+    int fd = g_file_open_tmp("qtest-balance-XXXXXX", &path, NULL);
+    Balance b;
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    balance_open(&b, DEALT ",\"iothread-vq-balance\":true");
+    qtest_qmp_assert_success(
+        b.qts, "{'execute': 'trace-event-set-state', 'arguments': "
+        "{'name': 'virtio_scsi_queue_move', 'enable': true}}");
+    said = qtest_hmp(b.qts, "logfile %s", path);
+    g_assert_cmpstr(said, ==, "");
+    work_until_moved(&b, HOT);
+    balance_close(&b);
+
+    g_assert_true(g_file_get_contents(path, &log, NULL, NULL));
+    if (!strstr(log, " queue=0 from=t0 to=t1\n") &&
+        !strstr(log, " queue=2 from=t0 to=t1\n")) {
+        g_error("the log is '%s'", log);
+    }
+    unlink(path);
+}
+
 /* A queue leaves when its commands have ended, and not before. */
 static void test_in_flight(void)
 {
@@ -531,6 +557,7 @@ int main(int argc, char **argv)
         return 0;
     }
     qtest_add_func("virtio-scsi-balance/hot", test_hot);
+    qtest_add_func("virtio-scsi-balance/trace", test_trace);
     qtest_add_func("virtio-scsi-balance/in-flight", test_in_flight);
     qtest_add_func("virtio-scsi-balance/still", test_still);
     qtest_add_func("virtio-scsi-balance/switch", test_switch);
