@@ -2118,6 +2118,7 @@ static void test_migrate_no_mapping(void *obj, void *arg,
 enum {
     HOSTILE_LUN = 1,
     /* Places behind the CDB of the request in the stream; see put_request() */
+    SENSE_LEN = -5,             /* of the LUN */
     REQ_KIND = -1,
     REQ_QUEUE = 24,
     REQ_INDEX = 28,             /* of a VirtQueueElementOld, host's order */
@@ -2137,6 +2138,7 @@ static const struct {
     unsigned bytes;
     uint64_t value;
 } hostile_edits[] = {
+    { "more sense data than fit", false, SENSE_LEN, 4, 253 },
     { "no request", false, REQ_KIND, 1, 7 },
     { "a request that doesn't wait", false, REQ_KIND, 1, 2 },
     { "a queue that isn't there", false, REQ_QUEUE, 4, 99 },
