@@ -16,7 +16,7 @@ unexport MAKEFLAGS MFLAGS
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-model check-guest check-libvirt check-migration check-backends \
-        check-iscsi check-ceph soak \
+        check-iscsi check-ceph soak coverage \
         bench bench-nbd profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
@@ -45,6 +45,7 @@ help: ## this list
 #:           PEER=sid           these two with QEMU or libvirt of Debian's sid
 #:         make check-docs      the pages' commands, QMP and messages
 #:         make check-model     who owns a virtqueue, by Spin: all states
+#:         make coverage        which lines and branches of ours the tests run
 #:         make fuzz            one fuzzer for a while: TARGET=NAME SECONDS=N
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
@@ -163,6 +164,11 @@ check-model: ## the model of who owns a virtqueue holds, and each mutant of it f
 	@scripts/build/deps model
 	@scripts/check/check-model
 
+coverage: build ## lines and branches that tests run; fails if tests/coverage.txt has more
+	@scripts/build/deps check coverage
+	@scripts/build/build-qemu tests
+	@scripts/check/coverage
+
 .PHONY: fuzz
 fuzz: sanitizer-deps build ## libFuzzer with ASan and UBSan: TARGET=NAME (or a list of them) SECONDS=N
 	@scripts/build/build-qemu fuzz
@@ -199,7 +205,7 @@ deps: ## install the packages the build needs (only the missing ones)
 
 clean: ## delete what was built; keeps the base, the downloads and the guest
 	rm -rf build/obj build/full build/stock build/stock-full build/src* \
-	    build/tsan build/stock-tsan build/asan \
+	    build/tsan build/stock-tsan build/asan build/coverage* \
 	    build/check build/bench build/series build/check-series \
 	    build/docs build/docs.warnings build/deb build/model \
 	    build/qemu-* build/*.log build/.[a-z]*
