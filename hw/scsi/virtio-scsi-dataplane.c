@@ -210,14 +210,18 @@ static int dataplane_set_notifiers(VirtIOSCSI *s)
     int ret = dataplane_set_guest_notifiers(s, true);
 
     if (ret < 0) {
-        error_report("virtio-scsi: can't set up guest notifiers: %s",
-                     strerror(-ret));
+        if (virtio_may_log(VIRTIO_DEVICE(s))) {
+            error_report("virtio-scsi: can't set up guest notifiers: %s",
+                         strerror(-ret));
+        }
         return ret;
     }
     ret = dataplane_set_host_notifiers(s, &num_notifiers);
     if (ret < 0) {
-        error_report("virtio-scsi: can't set up the host notifier of "
-                     "virtqueue %u: %s", num_notifiers, strerror(-ret));
+        if (virtio_may_log(VIRTIO_DEVICE(s))) {
+            error_report("virtio-scsi: can't set up the host notifier of "
+                         "virtqueue %u: %s", num_notifiers, strerror(-ret));
+        }
         dataplane_clear_host_notifiers(s, num_notifiers);
         dataplane_set_guest_notifiers(s, false);
     }
@@ -322,9 +326,11 @@ int virtio_scsi_dataplane_start(VirtIODevice *vdev)
     }
     if (s->num_contexts && !s->main_only &&
         virtio_device_dma_is_translated(vdev)) {
-        warn_report("virtio-scsi: an IOMMU translates the addresses of the "
-                    "device, so its virtqueues are served by the main loop "
-                    "and not by IOThreads");
+        if (virtio_may_log(vdev)) {
+            warn_report("virtio-scsi: an IOMMU translates the addresses of "
+                        "the device, so its virtqueues are served by the main "
+                        "loop and not by IOThreads");
+        }
         s->main_only = true;
     }
     if (!s->main_only) {

@@ -288,6 +288,68 @@ static void test_event_buffer(const void *opaque)
 }
 
 /*
+ * What a driver has QEMU print
+ */
+
+/* Lines on QEMU's stderr about virtio devices, so far */
+static unsigned log_lines(FILE *log, const char *last)
+{
+    char line[512];
+    unsigned n = 0;
+    bool found = false;
+
+    rewind(log);
+    while (fgets(line, sizeof(line), log)) {
+        if (strstr(line, "virtio")) {
+            n++;
+            found = strstr(line, last);
+        }
+    }
+    g_assert_true(found);
+    return n;
+}
+
+/*
+ * Broken and reset in turn.  At most 8 lines of a device in 60 seconds, which
+ * are the VM's, and so ours.
+ */
+static void test_log_lines(const void *opaque)
+{
+    static const Chain chain = {
+        "no header", BROKEN, 0, { { AT_RESP, RESP, IN } }
+    };
+    enum { ROUNDS = 200, PRINTED = 8 };
+    FILE *log = tmpfile();
+    int old = dup(STDERR_FILENO);
+    Case c;
+
+    g_assert_nonnull(log);
+    g_assert_cmpint(old, >=, 0);
+    g_assert_cmpint(dup2(fileno(log), STDERR_FILENO), >=, 0);
+    case_open(&c, opaque, RING, CASE_DEPTH);
+    g_assert_cmpint(dup2(old, STDERR_FILENO), >=, 0);
+    close(old);
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        shm_start(c.dev, 0);
+        run_chain(&c, shm_queue(c.dev, i % 2), &chain);
+        if (i == PRINTED - 1) {
+            g_assert_cmpuint(log_lines(log, "too small"), ==, PRINTED);
+        }
+    }
+    g_assert_cmpuint(log_lines(log, "more are not printed"), ==, PRINTED + 1);
+
+    /* Another minute: how many were left out, and what is new */
+    qtest_clock_step(c.qts, 61 * 1000 * 1000 * 1000LL);
+    shm_start(c.dev, 0);
+    run_chain(&c, shm_queue(c.dev, 0), &chain);
+    g_assert_cmpuint(log_lines(log, "too small"), ==, PRINTED + 3);
+    case_expect_works(&c, 0);
+    case_close(&c);
+    fclose(log);
+}
+
+/*
  * Headers and answers of every length up to the right one, and one more
  */
 
@@ -748,6 +810,7 @@ int main(int argc, char **argv)
     case_test("hostile-list/chains-split", test_chains_split);
     case_test("hostile-list/chains-packed", test_chains_packed);
     case_test("hostile-list/event-buffer", test_event_buffer);
+    case_test("hostile-list/log-lines", test_log_lines);
     case_test("hostile-list/lengths", test_lengths);
     case_test("hostile-list/avail-index", test_avail_index);
     case_test("hostile-list/luns", test_luns);
