@@ -660,28 +660,35 @@ static long resident_pages(MqDev *d)
     return pages;
 }
 
-/* Many changes leave nothing behind: not even 64 bytes of each. */
+/*
+ * Many changes leave nothing behind: not even 64 bytes of each.  What they left
+ * would be there in each part of the test; the host's allocator takes pages, or
+ * gives them back, at one time or another, but not all the time.
+ */
 static void test_many(const DataConfig *cfg)
 {
-    unsigned rounds = g_test_slow() ? 10000 : 2000;
+    enum { PARTS = 10 };
+    long each = g_test_slow() ? 1000 : 200;
     MqCmd read = mq_read10(LUN_FILE, 0, 1);
     MqDev *d = data_begin(cfg);
-    long before = 0;
+    long before = resident_pages(d), now;
+    unsigned grown = 0;
 
     add_iothread(d, "new0");
-    for (unsigned round = 0; round < rounds; round++) {
-        MqSlot *slot = post(d, round % NUM_QUEUES, &read);
+    for (unsigned part = 0; part < PARTS; part++) {
+        for (long round = 0; round < each; round++) {
+            MqSlot *slot = post(d, round % NUM_QUEUES, &read);
 
-        if (round == rounds / 10) {
-            before = resident_pages(d);
+            remap(d, round % 2 ? DEALT : TURNED);
+            expect_good(slot);
         }
-        remap(d, round % 2 ? DEALT : TURNED);
-        expect_good(slot);
+        now = resident_pages(d);
+        g_test_message("%ld pages more", now - before);
+        grown += (now - before) * (long)qemu_real_host_page_size() >=
+                 each * 64;
+        before = now;
     }
-    g_test_message("%ld pages at first, %ld at last", before,
-                   resident_pages(d));
-    g_assert_cmpint((resident_pages(d) - before) * qemu_real_host_page_size(),
-                    <, (rounds - rounds / 10) * 64);
+    g_assert_cmpuint(grown, <=, PARTS / 2);
     end(d);
 }
 
