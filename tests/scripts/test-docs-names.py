@@ -28,6 +28,7 @@ TESTS = {
     "virtio-scsi-mq/cmd/": "tests/qtest/virtio-scsi-cmd-test.c",
     "virtio-scsi-mq/data/": "tests/qtest/virtio-scsi-data-test.c",
     "virtio-scsi-mq/disk/": "tests/qtest/virtio-scsi-disk-test.c",
+    "virtio-scsi-mq/fail/": "tests/qtest/virtio-scsi-fail-test.c",
     "virtio-scsi-mq/pages/": "tests/qtest/virtio-scsi-pages-test.c",
     "virtio-scsi-mq/remap/": "tests/qtest/virtio-scsi-remap-test.c",
     "virtio-scsi-mq/": "tests/qtest/virtio-scsi-mq-test.c",
