@@ -2140,6 +2140,8 @@ enum {
     REQ_IN_LEN = REQ_IN_ADDR + 2 * 8 * 1024 + 8,
     REQ_SECTOR = REQ_IN_ADDR + (2 * 8 + 2 * 16) * 1024,
     REQ_BUFLEN = REQ_SECTOR + 12,
+    /* Behind a section's name: its instance, version, and number of lines */
+    PCIBUS_LINE_0 = 3 * 4,
 };
 
 /* What is read as a number: @at behind the CDB, or behind the ring's size */
@@ -2240,6 +2242,7 @@ static void test_hostile_stream(void *obj, void *arg, QGuestAllocator *alloc)
     g_autofree char *path = mq_open_unnamed(&fd);
     g_autofree char *uri = g_strdup_printf("file:%s", path);
     g_autoptr(GByteArray) stream = g_byte_array_new();
+    uint8_t *line;
     MqDev *d;
 
     add_migrated_lun(bus->qts, HOSTILE_LUN, NULL, true);
@@ -2268,6 +2271,15 @@ static void test_hostile_stream(void *obj, void *arg, QGuestAllocator *alloc)
         stn_be_p(place, bytes, was);
         try_stream(args->str, uri, "failed", hostile_edits[i].what);
     }
+
+    /* Lines of the PCI bus, which no device raises */
+    line = find_bytes(stream, "PCIBUS", 6) + 6 + PCIBUS_LINE_0;
+    stl_be_p(line, INT32_MAX);
+    write_stream(fd, stream);
+    try_stream(args->str, uri, "failed", "a line raised by too many");
+    stl_be_p(line, 1);
+    write_stream(fd, stream);
+    try_stream(args->str, uri, "completed", "a line raised by nobody");
     close(fd);
     qos_invalidate_command_line(); /* its disk stays bad */
 }
