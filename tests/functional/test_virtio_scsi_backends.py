@@ -25,6 +25,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -126,6 +128,45 @@ def storage_daemon(path, image):
 
 def nbdkit(path, *plugin):
     return Server(path, [NBDKIT, "-f", "-U", path, *plugin])
+
+
+class Pieces:
+    """Between QEMU and a server: what one of them sends reaches the other in
+    pieces of all sizes, which do not care where a message ends."""
+
+    def __init__(self, path, server):
+        self.path, self.server = path, server
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.start(self.accept)
+
+    @staticmethod
+    def start(function, *args):
+        threading.Thread(target=function, args=args, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):          # close() ends it
+            while True:
+                qemu, other = self.listener.accept()[0], \
+                    socket.socket(socket.AF_UNIX)
+                other.connect(self.server.path)
+                self.start(self.forward, qemu, other)
+                self.start(self.forward, other, qemu)
+
+    @staticmethod
+    def forward(source, target):
+        sizes = itertools.cycle((1, 27, 513, 4, 16, 4096, 3, 600, 65536, 20))
+        with contextlib.suppress(OSError):
+            while data := source.recv(next(sizes)):
+                target.sendall(data)
+        for one in source, target:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
 
 
 class Backend:
@@ -962,6 +1003,26 @@ class VirtioScsiMultiConn(BackendTest, QemuSystemTest):
             self.guest.get().get_qmp_events()
             run_load(self.guest, [one], SECONDS)
         self.guarded(resized)
+
+    @for_each(["1", str(QUEUES)], "test_6_pieces_for_connections")
+    def pieces(self, count):
+        """Requests and replies that arrive bit by bit, or several at once, on
+        one connection of all IOThreads and on one for each."""
+        self.boot()
+        one = self.backend("two")
+        one.server.kill()
+        one.server.words = qemu_nbd(one.server.path, one.image).words
+        fresh(self.guest, one)
+        between = Pieces(f"{self.store.sockets}/pieces{count}", one.server)
+        self.addCleanup(between.close)
+        other = Backend("pieces", one.image, [
+            nbd_node(between, multi_conn=int(count))], server=one.server,
+            lun=one.lun)
+        plug(self.guest, other)
+        has_connections(self.guest, between, int(count))
+        run_load(self.guest, [other], SECONDS)
+        unplug(self.guest, other)
+        one.seen = other.seen
 
     @for_each(["whole", "two"], "test_7_image")
     def images(self, name):
