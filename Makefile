@@ -16,7 +16,7 @@ unexport MAKEFLAGS MFLAGS
 .NOTPARALLEL:
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-model check-guest check-libvirt check-migration check-backends \
-        check-iscsi check-ceph soak coverage \
+        check-tls check-iscsi check-ceph soak coverage \
         bench bench-nbd profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
@@ -37,6 +37,7 @@ help: ## this list
 #:                              SANITIZER=tsan or asan
 #:         make check-guest     iscsi-test-cu, sg3_utils, ext4 and xfs in a guest
 #:         make check-backends  files, qcow2, loop, NBD servers that go away
+#:         make check-tls       encrypted NBD disks
 #:         make check-iscsi     scsi-hd, scsi-block, scsi-generic on a target
 #:         make check-ceph      RBD: daemons that are killed, snapshots, clones
 #:           TESTS="-k NAME"    only these
@@ -123,6 +124,11 @@ check-backends: build ## files, qcow2, a loop device, SG_IO, NBD servers that go
 	@scripts/build/deps run backends
 	@scripts/build/build-qemu bench
 	@scripts/lab/functional backends nested
+
+check-tls: storage ## encrypted NBD disks whose servers go away, and a guest
+	@scripts/build/deps run backends
+	@QEMU=build/storage/qemu-system-x86_64 scripts/lab/functional backends \
+		-k VirtioScsiTls.
 
 check-iscsi: storage ## a private iSCSI target that comes and goes, and a guest
 	@scripts/lab/functional iscsi $(TESTS)

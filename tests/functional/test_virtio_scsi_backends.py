@@ -15,6 +15,8 @@ disk is unplugged, and QEMU ends (VirtioScsiOutage).
 
 A third one has disks with a connection for each IOThread (multi-conn=4), from
 servers that offer less than that, or lose one of them (VirtioScsiMultiConn).
+A fourth one has such disks of servers that want TLS, if QEMU can do that
+(VirtioScsiTls; `make check-tls` builds one that can).
 
 Servers, images and loop devices are private and gone at the end.
 """
@@ -54,6 +56,12 @@ TIED = ["setpriv", "--pdeathsig", "KILL"]
 
 def tool(name):
     return str(BUILD_DIR / name)
+
+
+def beside_qemu(name):
+    """A tool of the same build as the QEMU that is tested."""
+    return os.path.join(os.path.dirname(os.path.realpath(
+        os.environ["QEMU_TEST_QEMU_BINARY"])), name)
 
 
 # ---------------------------------------------------------------- backends
@@ -233,6 +241,20 @@ def attach_loop(path):
                     raise
 
 
+def tls_keys(folder):
+    """A key that client and server share, where both look for it."""
+    os.mkdir(folder)
+    with open(f"{folder}/keys.psk", "w", encoding="ascii") as f:
+        f.write(f"qemu:{os.urandom(32).hex()}\n")
+    return folder
+
+
+def tls_creds(endpoint, keys, name=None):
+    """Value of --object"""
+    return f"tls-creds-psk,id={name or endpoint},endpoint={endpoint}," + \
+        "dir=" + keys.replace(",", ",,")
+
+
 class Store:
     """Makes the backends in a folder, and takes all away again."""
 
@@ -315,6 +337,23 @@ class Store:
             server = nbdkit(path, "file", image)
         return self.add(kind, image, [nbd_node(server, **options)] *
                         connections, server=server)
+
+    def tls(self, kind, keys, **options):
+        """A disk of a server that wants TLS, with the keys in this folder."""
+        path = f"{self.sockets}/nbd{len(self.servers)}"
+        image = self.image(f"{os.path.basename(path)}.raw")
+        if kind == "qemu-nbd":
+            server = qemu_nbd(path, image)
+            server.words = [beside_qemu("qemu-nbd"), *server.words[1:],
+                            "--object", tls_creds("server", keys),
+                            "--tls-creds", "server"]
+        elif not os.access(NBDKIT, os.X_OK):
+            raise unittest.SkipTest("nbdkit is not installed")
+        else:
+            server = nbdkit(path, "--tls=require",
+                            f"--tls-psk={keys}/keys.psk", "file", image)
+        return self.add(f"{kind} with TLS", image, [nbd_node(
+            server, tls_creds="client", **options)], server=server)
 
     def detach_loops(self):
         while self.loops:
@@ -566,6 +605,27 @@ def waits(guest, one, other):
             one.server.start()
         work_goes_on(guest, one.lun)
         guest.get().shell.finish(f"load{one.lun}")
+    errors = io_errors(guest, one.lun)
+    expect(not errors, f"QEMU reported {errors}")
+    guest.see(one)
+
+
+def loses_each(guest, one, count=QUEUES):
+    """Each of its connections once, under load."""
+    fresh(guest, one)
+    with all_work(guest):
+        guest.start_load(one.lun)
+        work_goes_on(guest, one.lun)
+        for number in range(count):
+            wait_for("all connections", lambda:
+                     connection_count(guest, one.server) == count)
+            found = connections(guest, one.server)
+            found[number].shutdown(socket.SHUT_RDWR)
+            for each in found:
+                each.close()
+            work_goes_on(guest, one.lun)
+        guest.get().shell.finish(f"load{one.lun}")
+    has_connections(guest, one.server, count)
     errors = io_errors(guest, one.lun)
     expect(not errors, f"QEMU reported {errors}")
     guest.see(one)
@@ -957,28 +1017,8 @@ class VirtioScsiMultiConn(BackendTest, QemuSystemTest):
         self.guarded(two)
 
     def test_5_one_connection_is_lost(self):
-        def lost(_):
-            self.boot()
-            one = self.backend("whole")
-            fresh(self.guest, one)
-            with all_work(self.guest):
-                self.guest.start_load(one.lun)
-                work_goes_on(self.guest, one.lun)
-                for number in range(QUEUES):
-                    wait_for("a connection for each IOThread",
-                             lambda: connection_count(
-                                 self.guest, one.server) == QUEUES)
-                    found = connections(self.guest, one.server)
-                    found[number].shutdown(socket.SHUT_RDWR)
-                    for each in found:
-                        each.close()
-                    work_goes_on(self.guest, one.lun)
-                self.guest.get().shell.finish(f"load{one.lun}")
-            has_connections(self.guest, one.server, QUEUES)
-            errors = io_errors(self.guest, one.lun)
-            expect(not errors, f"QEMU reported {errors}")
-            self.guest.see(one)
-        self.guarded(lost)
+        self.boot()
+        self.guarded(lambda _: loses_each(self.guest, self.backend("whole")))
 
     def test_6_server_with_another_size(self):
         def resized(_):
@@ -1025,6 +1065,80 @@ class VirtioScsiMultiConn(BackendTest, QemuSystemTest):
         one.seen = other.seen
 
     @for_each(["whole", "two"], "test_7_image")
+    def images(self, name):
+        self.image(name)
+
+
+class VirtioScsiTls(BackendTest, QemuSystemTest):
+    """Encrypted connections, one for each IOThread or for all of them."""
+
+    KINDS = {"tls_qemu_nbd": ("qemu-nbd", QUEUES),
+             "tls_nbdkit": ("nbdkit file", QUEUES),
+             "tls_shared": ("qemu-nbd", 1)}
+
+    @classmethod
+    def setUpClass(cls):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                output(beside_qemu("qemu-img"), "info", "--object",
+                       tls_creds("client", tls_keys(f"{folder}/keys")),
+                       "null-co://")
+            except GuestError as error:
+                if "GNUTLS" not in str(error):
+                    raise
+                raise unittest.SkipTest("this QEMU has no TLS: use `make "
+                                        "check-tls`") from None
+        super().setUpClass()
+
+    @classmethod
+    def make(cls):
+        keys = tls_keys(f"{cls.store.sockets}/keys")
+        other = tls_keys(f"{cls.store.sockets}/other")
+        words = ["-object", tls_creds("client", keys),
+                 "-object", tls_creds("client", other, "stranger")]
+        for name, (kind, count) in cls.KINDS.items():
+            one = cls.add(name, lambda kind=kind, count=count: cls.store.tls(
+                kind, keys, multi_conn=count, reconnect_delay=60))
+            words += disk_options(one) if one else []
+        return words
+
+    def other(self, name):
+        """A disk that is not to notice what happens to this one."""
+        return next(one for key, one in self.backends.items() if key != name)
+
+    def has_all(self, name):
+        has_connections(self.guest, self.backend(name).server,
+                        self.KINDS[name][1])
+
+    @for_each(KINDS, "test_1_load")
+    def load(self, name):
+        run_load(self.guest, [self.backend(name)], SECONDS)
+        self.has_all(name)
+
+    @for_each(KINDS, "test_2_refused")
+    def refused(self, name):
+        """Who has another key gets an error, and so does who has none."""
+        one, vm = self.backend(name), self.guest.get()
+        for creds, reason in (({}, "TLS"),
+                              ({"tls-creds": "stranger"}, "handshake")):
+            node = {**nbd_node(one.server, multi_conn=QUEUES), **creds}
+            kind, text = vm.refused("blockdev-add", {"node-name": "bad",
+                                                     **node})
+            expect(kind == "GenericError" and reason in text,
+                   f"blockdev-add with {creds} says: {text}")
+        self.has_all(name)
+
+    @for_each(KINDS, "test_3_reconnect")
+    def reconnect(self, name):
+        one = self.backend(name)
+        waits(self.guest, one, self.other(name))
+        self.has_all(name)
+
+    @for_each(KINDS, "test_4_one_connection_is_lost")
+    def one_connection_is_lost(self, name):
+        loses_each(self.guest, self.backend(name), self.KINDS[name][1])
+
+    @for_each(KINDS, "test_5_image")
     def images(self, name):
         self.image(name)
 
