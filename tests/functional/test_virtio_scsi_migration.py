@@ -30,7 +30,7 @@ IOTHREADS = 4                   # in every QEMU, whether it uses them or not
 DISK_SIZE = 1 << 30
 KEPT = "--offset=768M --size=8M"    # written once, the load does not touch it
 ENOUGH = 3000                   # requests that show who serves the queues
-SOME = 50                       # interrupts of each queue that must come
+SOME = 200                      # interrupts of each queue that must come
 LIMIT = 240                     # seconds, a hang guard
 SLOW = 30                       # seconds after which downtime may be longer
 MEGABYTE = 1 << 20
