@@ -496,6 +496,23 @@ static void test_shrunk(void)
     lun_end(d);
 }
 
+static void add_other(MqDev *d, const char *path)
+{
+    QMP(d, "{'execute': 'blockdev-add', 'arguments': {'driver': 'file',"
+        " 'node-name': 'other', 'locking': 'off', 'filename': %s}}", path);
+}
+
+/* What waited was written to the other file, and not to the old one. */
+static void expect_moved(Op *ops, int old_fd)
+{
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        op_wait_good(&ops[i]);
+        expect_done(&ops[i], lun_hd_fd);
+        expect_done(&(Op) { READ, ops[i].lba, ops[i].blocks }, old_fd);
+    }
+    close(old_fd);
+}
+
 /* Another node in its place */
 static void test_other_drive(void)
 {
@@ -505,19 +522,13 @@ static void test_other_drive(void)
     Op ops[NUM_QUEUES];
     MqDev *d = park_writes(path, "", 100, ops);
 
-    QMP(d, "{'execute': 'blockdev-add', 'arguments': {'driver': 'file',"
-        " 'node-name': 'other', 'locking': 'off', 'filename': %s}}", other);
+    add_other(d, other);
     QMP(d, "{'execute': 'x-blockdev-set-iothread', 'arguments': {"
         "'node-name': 'other', 'iothread': 'iot0'}}");
     QMP(d, "{'execute': 'qom-set', 'arguments': {'path': 'hd',"
         " 'property': 'drive', 'value': 'other'}}");
     cont(d);
-    for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        op_wait_good(&ops[i]);
-        expect_done(&ops[i], lun_hd_fd);
-        expect_done(&(Op) { READ, ops[i].lba, ops[i].blocks }, old_fd);
-    }
-    close(old_fd);
+    expect_moved(ops, old_fd);
     lun_end(d);
 }
 
@@ -530,8 +541,7 @@ static void run_other_medium(bool late)
     Op ops[NUM_QUEUES];
     MqDev *d = park_writes(path, ",\"removable\":true", 100, ops);
 
-    QMP(d, "{'execute': 'blockdev-add', 'arguments': {'driver': 'file',"
-        " 'node-name': 'other', 'locking': 'off', 'filename': %s}}", other);
+    add_other(d, other);
     QMP(d, "{'execute': 'blockdev-open-tray', 'arguments': {"
         "'id': 'hd', 'force': true}}");
     QMP(d, "{'execute': 'blockdev-remove-medium', 'arguments': {"
@@ -556,12 +566,7 @@ static void run_other_medium(bool late)
     } else {
         cont(d);
     }
-    for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        op_wait_good(&ops[i]);
-        expect_done(&ops[i], lun_hd_fd);
-        expect_done(&(Op) { READ, ops[i].lba, ops[i].blocks }, old_fd);
-    }
-    close(old_fd);
+    expect_moved(ops, old_fd);
     lun_end(d);
 }
 
