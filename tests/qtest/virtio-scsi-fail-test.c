@@ -247,8 +247,54 @@ static void flush_all(MqDev *d)
 }
 
 /*
- * Errors, and what is done after the repair
+ * Errors of each kind, policies of each kind
  */
+
+typedef struct Errno {
+    int number;
+    uint8_t status;
+    uint8_t key;
+    uint16_t asc;
+} Errno;
+
+static const Errno errnos[] = {
+    { EIO, CHECK_CONDITION, ABORTED_COMMAND, 0x0006 },
+    { ENOSPC, CHECK_CONDITION, DATA_PROTECT, 0x2707 },
+    { ENOMEDIUM, CHECK_CONDITION, NOT_READY, ASC_NO_MEDIUM },
+    { EBUSY, CHECK_CONDITION, ABORTED_COMMAND, 0x0006 },
+    { ETIMEDOUT, CHECK_CONDITION, ABORTED_COMMAND, 0x0006 },
+    { ENOTCONN, CHECK_CONDITION, ABORTED_COMMAND, 0x0006 },
+    { ENOMEM, CHECK_CONDITION, HARDWARE_ERROR, 0x4400 },
+    { EBADE, RESERVATION_CONFLICT, 0, 0 },
+};
+
+typedef struct Policy {
+    const char *props;
+    const char *on_read;
+    const char *on_write;
+    const char *on_enospc;      /* of a write */
+} Policy;
+
+static const Policy policies[] = {
+    { "", "report", "report", "stop" },
+    { ",\"rerror\":\"auto\",\"werror\":\"auto\"",
+      "report", "report", "stop" },
+    { ",\"rerror\":\"stop\",\"werror\":\"enospc\"",
+      "stop", "report", "stop" },
+    { ",\"rerror\":\"report\",\"werror\":\"report\"",
+      "report", "report", "report" },
+    { ",\"rerror\":\"ignore\",\"werror\":\"ignore\"",
+      "ignore", "ignore", "ignore" },
+    { ",\"rerror\":\"stop\",\"werror\":\"stop\"", "stop", "stop", "stop" },
+    { ",\"rerror\":\"stop\",\"werror\":\"report\"",
+      "stop", "report", "report" },
+};
+
+static const char *action_of(const Policy *p, Kind kind, int error)
+{
+    return kind == READ ? p->on_read
+                        : error == ENOSPC ? p->on_enospc : p->on_write;
+}
 
 /*
  * @immediately: not by another round through the event loop.  Whoever stops the
@@ -273,6 +319,41 @@ static void add_bad(MqDev *d, Kind kind, int error, bool immediately)
     add_node(d, text->str);
 }
 
+static void expect_event(QDict *event, Kind kind, int error,
+                         const char *action)
+{
+    const QDict *data = qdict_get_qdict(event, "data");
+
+    g_assert_cmpstr(qdict_get_str(data, "action"), ==, action);
+    g_assert_cmpstr(qdict_get_str(data, "operation"), ==,
+                    kind == READ ? "read" : "write");
+    g_assert_cmpstr(qdict_get_str(data, "reason"), ==, strerror(error));
+    /* It isn't told where nothing can stop the VM. */
+    g_assert_cmpint(qdict_get_try_bool(data, "nospace", error == ENOSPC), ==,
+                    error == ENOSPC);
+    qobject_unref(event);
+}
+
+/*
+ * All that QMP has to tell, with the node's requests ended: at least one event
+ * and at most one for each error.  Those that don't stop the VM have to wait
+ * for their second of the clock, which is ours.
+ */
+static void expect_events(MqDev *d, Kind kind, int error, const char *action)
+{
+    unsigned n = 0;
+    QDict *event;
+
+    qtest_clock_step(d->qts, 2 * 1000 * 1000 * 1000LL);
+    qobject_unref(qtest_qmp(d->qts, "{'execute': 'query-status'}"));
+    while ((event = qtest_qmp_event_ref(d->qts, "BLOCK_IO_ERROR"))) {
+        expect_event(event, kind, error, action);
+        n++;
+    }
+    g_assert_cmpuint(n, <=, NUM_QUEUES);
+    g_assert_true(n || g_str_equal(action, "stop"));
+}
+
 static void post_each(MqDev *d, Kind kind, uint32_t lba, Op *ops)
 {
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
@@ -280,6 +361,91 @@ static void post_each(MqDev *d, Kind kind, uint32_t lba, Op *ops)
         op_post(d, i, &ops[i]);
     }
     flush_all(d);
+}
+
+static void run_error(MqDev *d, const Policy *p, const Errno *e, Kind kind,
+                      uint32_t lba)
+{
+    const char *action = action_of(p, kind, e->number);
+    bool stops = !g_strcmp0(action, "stop");
+    Op ops[NUM_QUEUES];
+    int64_t failed = hd_stat(d, "failed_wr_operations");
+
+    add_bad(d, kind, e->number, lba & 64);
+    put_below(d, "bad");
+    if (kind == FLUSH) {
+        /* Without a write there is nothing to flush. */
+        Op first = { .kind = WRITE, .lba = LUN_BLOCKS - 1, .blocks = 1 };
+
+        op_post(d, 0, &first);
+        mq_flush(mq_queue(d, 0));
+        op_wait_good(&first);
+    }
+    post_each(d, kind, lba, ops);
+
+    if (stops) {
+        expect_event(qtest_qmp_eventwait_ref(d->qts, "BLOCK_IO_ERROR"), kind,
+                     e->number, action);
+        qtest_qmp_eventwait(d->qts, "STOP");
+        expect_vm(d, "io-error");
+        g_assert_cmpuint(in_flight(d), ==, NUM_QUEUES);
+        repair(d);
+        cont(d);
+    } else {
+        for (unsigned i = 0; i < NUM_QUEUES; i++) {
+            struct virtio_scsi_cmd_resp resp;
+
+            op_wait(&ops[i], &resp);
+            if (!g_strcmp0(action, "ignore")) {
+                mq_assert_good(&resp);
+            } else {
+                g_assert_cmpuint(resp.response, ==, VIRTIO_SCSI_S_OK);
+                g_assert_cmpuint(resp.status, ==, e->status);
+            }
+            if (resp.status == CHECK_CONDITION) {
+                g_assert_cmphex(resp.sense[2] & 0xf, ==, e->key);
+                g_assert_cmphex(mq_asc(&resp), ==, e->asc);
+            }
+            mq_release(ops[i].slot);
+        }
+        repair(d);
+        expect_vm(d, "running");
+        if (kind == WRITE && !g_strcmp0(action, "report")) {
+            g_assert_cmpint(hd_stat(d, "failed_wr_operations"), ==,
+                            failed + NUM_QUEUES);
+        }
+        /* Nothing has been done. */
+        for (unsigned i = 0; i < NUM_QUEUES; i++) {
+            expect_done(&(Op) { READ, ops[i].lba, ops[i].blocks }, lun_hd_fd);
+        }
+        expect_events(d, kind, e->number, action);
+        post_each(d, kind, lba, ops);
+    }
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        op_wait_good(&ops[i]);
+        expect_done(&ops[i], lun_hd_fd);
+    }
+    if (stops) {
+        expect_events(d, kind, e->number, action);
+    }
+    g_assert_cmpuint(in_flight(d), ==, 0);
+}
+
+static void test_errors(void)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(policies); i++) {
+        g_autofree char *path = lun_make_image();
+        MqDev *d = fail_begin(path, FAIL_RAW, policies[i].props);
+        uint32_t lba = 0;
+
+        g_test_message("policies%s", policies[i].props);
+        for (unsigned n = 0; n < ARRAY_SIZE(errnos); n++) {
+            for (Kind kind = READ; kind < NUM_KINDS; kind++, lba += 64) {
+                run_error(d, &policies[i], &errnos[n], kind, lba);
+            }
+        }
+        lun_end(d);
+    }
 }
 
 /*
@@ -884,6 +1050,7 @@ static void test_jobs_qcow2(void)
 }
 
 static const LunTest fail_tests[] = {
+    { "fail/errors", test_errors },
     { "fail/once", test_once },
     { "fail/one-queue", test_one_queue },
     { "fail/cut", test_cut },
