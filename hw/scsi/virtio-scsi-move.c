@@ -35,14 +35,23 @@ static void queue_set_place(VirtIOSCSIQueue *q, VirtIOSCSIQueuePlace place)
     qemu_bh_schedule(q->dev->move.bh);
 }
 
-/* Context: a BH of the old owner, so no callback of a command is running. */
-static void queue_try_leave(VirtIOSCSIQueue *q)
+/*
+ * Has the owner ended all commands of the queue that it has begun, and shown
+ * all ends to the guest?
+ */
+static bool queue_is_idle(VirtIOSCSIQueue *q)
 {
     const VirtIOSCSIStats *stats = &q->stats;
 
+    return stat64_get(&stats->submitted) == virtio_scsi_count_ended(stats) &&
+           !q->filled;
+}
+
+/* Context: a BH of the old owner, so no callback of a command is running. */
+static void queue_try_leave(VirtIOSCSIQueue *q)
+{
     /* The last one to end is shown to the guest by queue_flush(), later. */
-    if (stat64_get(&stats->submitted) == virtio_scsi_count_ended(stats) &&
-        !q->filled) {
+    if (queue_is_idle(q)) {
         g_clear_pointer(&q->leave_timer, timer_free);
         queue_set_place(q, QUEUE_LEFT);
     }
@@ -117,6 +126,8 @@ static void move_hand_on(VirtIOSCSI *s)
 {
     VirtIOSCSIQueue *q = s->move.q;
 
+    /* What the old owner still had, it would end beside the new one. */
+    assert(queue_is_idle(q));
     if (trace_event_get_state_backends(TRACE_VIRTIO_SCSI_QUEUE_MOVE)) {
         g_autofree char *from =
             iothread_get_id(virtio_scsi_mapped_iothread(s, q->ctx));

@@ -161,6 +161,24 @@ static void run_io(MqDev *d)
     }
 }
 
+/*
+ * A job works in the AioContext that its node has for home.  No IOThread that
+ * is gone can be that.  It ends with an error, as the node has a bad block.
+ */
+static void run_job(MqDev *d)
+{
+    qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-add', 'arguments':"
+                             " {'driver': 'null-co', 'node-name': 'copy',"
+                             " 'size': %u}}", LUN_BYTES);
+    qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-backup',"
+                             " 'arguments': {'job-id': 'job', 'target': 'copy',"
+                             " 'device': %s, 'sync': 'full'}}",
+                             "disk0");
+    qtest_qmp_eventwait(d->qts, "BLOCK_JOB_COMPLETED");
+    qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-del',"
+                             " 'arguments': {'node-name': 'copy'}}");
+}
+
 static void end(MqDev *d)
 {
     run_io(d);
@@ -195,6 +213,7 @@ static void test_change(const DataConfig *cfg)
     g_assert_true(try_delete(d, "iot0"));
     g_assert_true(!legacy || try_delete(d, "legacy"));
     run_io(d);
+    run_job(d);
 
     add_iothread(d, "iot0");
     remap(d, DEALT);
@@ -788,9 +807,10 @@ static const struct {
       { .form = MQ_INDIRECT, .needs = "intel-iommu",
         .args = IOMMU_ARGS, .props = MODERN ",\"iommu_platform\":true",
         .more_features = 1ull << VIRTIO_F_ACCESS_PLATFORM } },
-    /* Not with packed=on: QEMU can't load what it has saved of a command. */
-    { "incoming", test_incoming,
+    { "incoming/split", test_incoming,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = "" } },
+    { "incoming/packed", test_incoming,
+      { .iothreads = 2, .form = MQ_PACKED | MQ_INDIRECT, .props = MODERN } },
 };
 
 static void run_test(const void *arg)
