@@ -66,6 +66,23 @@ void virtio_scsi_notify(VirtIOSCSI *s, VirtQueue *vq)
 }
 
 /*
+ * The source may have lost a queue's last interrupt: IOThreads of QEMU 10.0 put
+ * it off to the end of a batch, and who stops the device doesn't wait for that.
+ * The guest would wait for it for ever.  So each queue interrupts once where
+ * the guest goes on; a driver that finds nothing new is as it was.
+ *
+ * Context: the queue's owner.
+ */
+static void notify_arrived(VirtIOSCSI *s, VirtQueue *vq)
+{
+    unsigned index = virtio_get_queue_index(vq);
+
+    if (s->arrived && virtio_queue_get_desc_addr(VIRTIO_DEVICE(s), index)) {
+        virtio_scsi_notify(s, vq);
+    }
+}
+
+/*
  * Attach and detach host notifiers
  *
  * Both touch the virtqueue, so each is done in the AioContext that owns it.  A
@@ -86,6 +103,7 @@ static void dataplane_attach(void *opaque)
         VirtIOSCSIQueue *q = &s->queues[i];
 
         if (q->ctx == qemu_get_current_aio_context()) {
+            notify_arrived(s, q->vq);
             virtio_scsi_queue_attach(q);
         }
     }
@@ -126,7 +144,10 @@ static void dataplane_attach_all(VirtIOSCSI *s)
     virtio_queue_aio_attach_host_notifier(vs->ctrl_vq, ctx);
     /* It has buffers waiting most of the time; polling it is no use. */
     virtio_queue_aio_attach_host_notifier_no_poll(vs->event_vq, ctx);
+    notify_arrived(s, vs->ctrl_vq);
+    notify_arrived(s, vs->event_vq);
     dataplane_in_contexts(s, dataplane_attach);
+    s->arrived = false;
 }
 
 /* Kicks aren't accepted any more; no queue is on its way afterwards, either. */
@@ -543,6 +564,11 @@ void virtio_scsi_main_bh(void *opaque)
     if (!vdev->vm_running) {
         return; /* see virtio_scsi_vm_changed() */
     }
+    for (unsigned i = 0; s->arrived && !s->in_contexts &&
+                         i < dataplane_total_queues(s); i++) {
+        notify_arrived(s, virtio_get_queue(vdev, i));
+    }
+    s->arrived = false;
     if (qatomic_xchg(&s->wants_main_loop, false) && s->in_contexts &&
         s->accepts_kicks) {
         s->main_only = true;

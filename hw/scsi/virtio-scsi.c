@@ -357,6 +357,7 @@ static int virtio_scsi_load(QEMUFile *f, void *opaque, size_t size,
         return ret;
     }
     virtio_scsi_load_sizes(opaque);
+    VIRTIO_SCSI(opaque)->arrived = true;
     return 0;
 }
 

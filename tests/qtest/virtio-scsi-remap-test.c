@@ -763,6 +763,35 @@ static void test_incoming(const DataConfig *cfg)
     rmdir(dir);
 }
 
+/*
+ * A source may have lost an interrupt, and nothing in the stream says that it
+ * has.  So each queue interrupts once where the guest goes on.
+ */
+static void test_interrupts(const DataConfig *cfg)
+{
+    MqDev *d = data_begin(cfg);
+    QTestState *to = data_begin_incoming(cfg);
+
+    run_io(d);
+    /* Not one comes after that. */
+    qmp_and_wait(d, "stop", "STOP");
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        mq_interrupted(mq_queue(d, i));
+        g_assert_false(mq_interrupted(mq_queue(d, i)));
+    }
+    mq_migrate(d->qts, to);
+    data_migrated(d, to);
+    qmp_and_wait(d, "cont", "RESUME");
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        gint64 start = 0;
+
+        while (!mq_interrupted(mq_queue(d, i))) {
+            mq_pause(&start, "an interrupt after the migration");
+        }
+    }
+    end(d);
+}
+
 static const struct {
     const char *name;
     void (*func)(const DataConfig *cfg);
@@ -807,6 +836,16 @@ static const struct {
       { .form = MQ_INDIRECT, .needs = "intel-iommu",
         .args = IOMMU_ARGS, .props = MODERN ",\"iommu_platform\":true",
         .more_features = 1ull << VIRTIO_F_ACCESS_PLATFORM } },
+    { "interrupts/mapping", test_interrupts,
+      { .iothreads = 2, .form = MQ_INDIRECT | MQ_MSIX | MQ_EVENT_IDX,
+        .props = "" } },
+    { "interrupts/packed", test_interrupts,
+      { .iothreads = 2, .form = MQ_PACKED | MQ_INDIRECT | MQ_MSIX,
+        .props = MODERN } },
+    { "interrupts/main-loop", test_interrupts,
+      { .form = MQ_INDIRECT | MQ_MSIX, .props = "" } },
+    { "interrupts/no-ioeventfd", test_interrupts,
+      { .form = MQ_INDIRECT | MQ_MSIX, .props = ",\"ioeventfd\":false" } },
     { "incoming/split", test_incoming,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = "" } },
     { "incoming/packed", test_incoming,

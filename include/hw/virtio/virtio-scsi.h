@@ -153,6 +153,7 @@ struct VirtIOSCSI {
 
     /* Main loop only */
     bool main_only;             /* until reset: the main loop owns all */
+    bool arrived;               /* by migration, and not been started since */
     bool wants_restart;         /* requests that settled in a running VM */
     bool wants_start;           /* when a virtqueue has been reset */
     QSIMPLEQ_HEAD(, VirtIOSCSILate) late; /* see virtio_scsi_push_late() */
