@@ -22,9 +22,8 @@ from guest_shell import expect, wait_for
 from qemu_test import BUILD_DIR, QemuSystemTest
 from virtio_scsi_guest import GuestMachine, GuestTest, output
 
-TREE = "/tmp/tree"              # in the guest: where the inner QEMU sees /
+TREE = "/tree"                  # in the guest: where the inner QEMU sees /
 FIRMWARE = ("seabios/bios-256k.bin", "qemu/kvmvapic.bin")
-BAD_SECTOR = 0x1234             # scsi_debug's own choice, and 9 behind it
 MEDIUM_ERROR = 2                # of its opts
 # /dev/sgN takes 16 requests of one file, QEMU's; TASK SET FULL for more
 DEPTHS = {"scsi-block": "8", "scsi-generic": "4"}
@@ -80,7 +79,7 @@ class NestedGuest(GuestMachine):
                      f"{TREE}/dev",
                      f"tar xf /dev/sda -C {TREE}",
                      f"cp /usr/bin/busybox {TREE}/bin/sh",
-                     f"for i in proc sys dev tmp; do mount --bind /$i {TREE}/$i"
+                     f"for i in proc sys dev; do mount --bind /$i {TREE}/$i"
                      " || exit 1; done",
                      f"insmod /modules/scsi_debug.ko {MODULE}"):
             self.shell.run(line)
