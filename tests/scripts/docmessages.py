@@ -15,8 +15,9 @@ import subprocess
 TOP = os.path.abspath(f"{__file__}/../../..")
 SOURCES = ["hw/virtio/iothread-vq-mapping.c", "hw/scsi/virtio-scsi*.c",
            "hw/scsi/scsi-bus.c", "hw/scsi/scsi-vmstate.c"]
-# Patches whose messages are about the mapping or the view of its queues
-PATCHES = ["patches/*vq-mapping*.patch", "patches/*queues*.patch"]
+# Patches whose messages are about the mapping, the view of its queues, the log
+PATCHES = ["patches/*vq-mapping*.patch", "patches/*queues*.patch",
+           "patches/*log-limit*.patch"]
 # Got by the page's own QMP exchanges, which docpage.py tries
 SHOWN = {"object 'iothread2' is in use, can not be deleted"}
 
