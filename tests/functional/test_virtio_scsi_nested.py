@@ -16,7 +16,6 @@ import os
 import re
 import subprocess
 import tarfile
-import unittest
 
 from guest_shell import expect, wait_for
 from qemu_test import BUILD_DIR, QemuSystemTest
@@ -70,9 +69,8 @@ class NestedGuest(GuestMachine):
         self.boot()
         wait_for("disk in the guest", lambda: self.shell.run(
             "test -b /dev/sda", check=False)[0] == 0)
-        for line in ("for i in $(cat /modules/extra); do insmod /modules/$i "
-                     "|| exit 1; done",
-                     "for i in $(grep -v scsi_debug /modules/scsi_debug.order);"
+        self.load_modules()
+        for line in ("for i in $(grep -v scsi_debug /modules/scsi_debug.order);"
                      " do insmod /modules/$i || exit 1; done",
                      "ln -s /proc/self/fd /dev/fd",
                      f"mkdir -p {TREE}/bin {TREE}/tmp {TREE}/proc {TREE}/sys "
@@ -109,9 +107,8 @@ class NestedGuest(GuestMachine):
                  driver, "--queues", "4", "--iothreads", str(iothreads),
                  "--depth", DEPTHS[driver],
                  "--backend", f"'{json.dumps(node)}'", *options]
-        status, lines = self.shell.run(
-            f"chroot {TREE} {' '.join(words)} 2>&1", 400, False)
-        return status, lines
+        return self.shell.run(f"chroot {TREE} {' '.join(words)} 2>&1", 400,
+                              False)
 
 
 class VirtioScsiNested(GuestTest, QemuSystemTest):

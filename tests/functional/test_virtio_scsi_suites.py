@@ -96,8 +96,7 @@ class SuiteGuest(GuestMachine):
     def prepare(self):
         run = self.boot().shell.run
         run("cat /sys/firmware/qemu_fw_cfg/by_name/opt/lib/raw > /tmp/lib")
-        run("for i in $(cat /modules/extra); do insmod /modules/$i || exit 1; "
-            "done")
+        self.load_modules()
         run(f"dmesg | grep ' {self.queues}/0/0 default/read/poll queues'")
         for name, (target, lun) in self.luns.items():
             wait_for(f"{name} in the guest", lambda: run(

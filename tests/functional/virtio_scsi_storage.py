@@ -46,8 +46,7 @@ class StorageGuest(GuestMachine):
 
     def prepare(self):
         self.boot()
-        self.shell.run("for i in $(cat /modules/extra); do insmod /modules/$i "
-                       "|| exit 1; done")
+        self.load_modules()
         return self
 
     def node_of(self, lun, kind="block"):

@@ -228,6 +228,15 @@ static void expect_done(const Op *op, int fd)
     }
 }
 
+/* One of each queue */
+static void expect_all_done(Op *ops)
+{
+    for (unsigned i = 0; i < NUM_QUEUES; i++) {
+        op_wait_good(&ops[i]);
+        expect_done(&ops[i], lun_hd_fd);
+    }
+}
+
 static unsigned in_flight(MqDev *d)
 {
     unsigned n = 0;
@@ -421,10 +430,7 @@ static void run_error(MqDev *d, const Policy *p, const Errno *e, Kind kind,
         expect_events(d, kind, e->number, action);
         post_each(d, kind, lba, ops);
     }
-    for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        op_wait_good(&ops[i]);
-        expect_done(&ops[i], lun_hd_fd);
-    }
+    expect_all_done(ops);
     if (stops) {
         expect_events(d, kind, e->number, action);
     }
@@ -587,10 +593,7 @@ static void test_cut(void)
     }
 
     post_each(d, WRITE, LUN_BLOCKS - 16 * NUM_QUEUES, ops);
-    for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        op_wait_good(&ops[i]);
-        expect_done(&ops[i], lun_hd_fd);
-    }
+    expect_all_done(ops);
     g_assert_cmpint(fstat(lun_hd_fd, &st), ==, 0);
     g_assert_cmpint(st.st_size, >, LEFT * LUN_BLOCK);
     lun_end(d);
@@ -655,10 +658,7 @@ static void test_shrunk(void)
     }
     resize_node(d, "disk", LUN_BYTES);
     cont(d);
-    for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        op_wait_good(&ops[i]);
-        expect_done(&ops[i], lun_hd_fd);
-    }
+    expect_all_done(ops);
     lun_end(d);
 }
 
@@ -671,9 +671,8 @@ static void add_other(MqDev *d, const char *path)
 /* What waited was written to the other file, and not to the old one. */
 static void expect_moved(Op *ops, int old_fd)
 {
+    expect_all_done(ops);
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        op_wait_good(&ops[i]);
-        expect_done(&ops[i], lun_hd_fd);
         expect_done(&(Op) { READ, ops[i].lba, ops[i].blocks }, old_fd);
     }
     close(old_fd);

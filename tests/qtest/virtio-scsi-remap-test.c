@@ -172,8 +172,7 @@ static void run_job(MqDev *d)
                              " 'size': %u}}", LUN_BYTES);
     qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-backup',"
                              " 'arguments': {'job-id': 'job', 'target': 'copy',"
-                             " 'device': %s, 'sync': 'full'}}",
-                             "disk0");
+                             " 'device': 'disk0', 'sync': 'full'}}");
     qtest_qmp_eventwait(d->qts, "BLOCK_JOB_COMPLETED");
     qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-del',"
                              " 'arguments': {'node-name': 'copy'}}");
@@ -733,19 +732,7 @@ static void test_incoming(const DataConfig *cfg)
     qtest_qmp_eventwait(d->qts, "STOP");
     qtest_qmp_assert_success(d->qts, "{'execute': 'migrate',"
                              " 'arguments': {'uri': %s}}", uri);
-    while (true) {
-        QDict *resp = qtest_qmp(d->qts, "{'execute': 'query-migrate'}");
-        const char *status = qdict_get_try_str(
-            qdict_get_qdict(resp, "return"), "status");
-        bool done = !g_strcmp0(status, "completed");
-
-        g_assert_cmpstr(status, !=, "failed");
-        qobject_unref(resp);
-        if (done) {
-            break;
-        }
-        g_usleep(1000);
-    }
+    g_assert_true(mq_wait_migrated(d->qts));
     data_migrated(d, to);
     remap(d, TURNED);
     g_assert_true(try_delete(d, "iot0"));
