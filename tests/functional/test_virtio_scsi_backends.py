@@ -405,8 +405,10 @@ class Guest:
                 server.start()
             objects = sum((["-object", f"iothread,id=io{i}"]
                            for i in range(QUEUES)), [])
+            # A load on each of a dozen disks is 60 processes of 1.4 MB each.
             self.vm = GuestMachine(os.environ["QEMU_TEST_QEMU_BINARY"], "guest",
-                                   objects + self.words, self.logs)
+                                   objects + self.words, self.logs,
+                                   memory="512M")
             self.vm.boot()
         return self.vm
 
