@@ -49,6 +49,19 @@ def run(*command, **where):
     return output
 
 
+def synchronize(sources, target, *excluded, only_tell=False):
+    """Make the folder @target what the sources are together; what several have is
+    the first one's. Only what differs is written, and is as new as it is here:
+    an object of what was there before is older, however old the source. Returns
+    the names of what was written or deleted."""
+    said = run("rsync", "-rlE" + "n" * only_tell, "--checksum", "--delete",
+               "--out-format=%i %n", "--exclude=__pycache__",
+               *("--exclude=" + pattern for pattern in excluded),
+               *(source + "/" for source in sources), target)
+    return [line.split(None, 1)[1] for line in said.splitlines()
+            if not line.endswith("/")]
+
+
 def arguments(text):
     """Of a program's arguments; --help says what stands at its head."""
     return argparse.ArgumentParser(

@@ -191,40 +191,37 @@ def test_fuzz(toy):
 def test_content(toy):
     """another content than build/src has"""
     toy.mail("0001-change", CHANGE.replace("two", "zwei"), "change")
-    refused(toy, "hw/a.c: not as in ")
+    refused(toy, "hw/a.c")
 
 
 def test_mode(toy):
     """another mode than build/src has"""
     os.chmod(toy.build + "/src/hw/new.c", 0o755)
-    refused(toy, "hw/new.c: not as in ")
+    refused(toy, "hw/new.c")
 
 
 def test_base(toy):
-    """a file of the base's that the package has differently, or not"""
-    write(toy.build + "/base/hw/b.c", "c\n")
-    write(toy.build + "/base/hw/c.c", "c\n")
-    refused(toy, "hw/b.c: not as in ")
-    refused(toy, "hw/c.c: not as in ")
+    """a file of the base's that the package has differently"""
+    write(toy.build + "/src/hw/b.c", "c\n")
+    refused(toy, "hw/b.c")
 
 
 def test_forgotten(toy):
     """a file of ours that no mail brings"""
     write(toy.build + "/src/hw/c.c", "c\n")
-    write(toy.build + "/src.manifest", "hw/a.c\nhw/c.c\nhw/new.c\n")
-    refused(toy, "hw/c.c: not as in ")
+    refused(toy, "hw/c.c")
 
 
 def test_too_much(toy):
-    """a file that a mail changes and scripts/build/overlay doesn't"""
-    write(toy.build + "/src.manifest", "hw/a.c\n")
-    refused(toy, "hw/new.c: not as in ")
+    """a file that a mail makes and scripts/build/overlay doesn't"""
+    os.unlink(toy.build + "/src/hw/new.c")
+    refused(toy, "hw/new.c")
 
 
 def test_mails(toy):
     """mails that are missing, or none of git format-patch"""
     write(toy.build + "/series/0002-create.patch", CREATE)
-    refused(toy, "0002-create.patch has no line 'From:'")
+    refused(toy, "0002-create.patch has no line 'Date:'")
     os.rename(toy.build + "/series/0002-create.patch",
               toy.build + "/series/0003-create.patch")
     refused(toy, "number 0002 is missing before 0003-create.patch")
