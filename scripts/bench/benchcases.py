@@ -24,7 +24,6 @@ SCSI = ("ours", "stock")
 DEEP = 128
 DEFAULTS = {"queues": 1, "iothreads": 1, "depth": DEEP, "bs": 4096,
             "rw": "read", "pattern": "rand", "interrupts": "off"}
-QUICK = {"seconds": 0.2, "warmup": 0.2, "shift": 0.025}
 
 Case = collections.namedtuple("Case",
                               "name title options backend subjects core base")
@@ -259,7 +258,7 @@ SETS = {
          ("compare", "p50", "depth 1"), ("compare", "p99", "depth 1"),
          ("by_subject", "fair", "single_p50", "single_p99", "iops"),
          ("by_subject", "rss", "rss_idle", "rss_loaded", "own_idle",
-          "own_loaded"), ("cost_model",)],
+          "own_loaded")],
         PAGES + "cost.rst", "bench"),
     "nbd": Set(
         "IOThreads and the connections to NBD servers",
@@ -273,12 +272,3 @@ SETS = {
         [("by_case", "iops", "cpu", "moves", "pause_p50", "pause_max")],
         PAGES + "cost.rst", "balance"),
 }
-
-
-def cases_of(name, quick=False):
-    """The cases of a set; `quick`: short ones that show that all of it runs."""
-    cases = list(SETS[name].cases())
-    for one in cases if quick else ():
-        one.options.update((key, value) for key, value in QUICK.items()
-                           if key in one.options)
-    return cases

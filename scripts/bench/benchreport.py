@@ -78,21 +78,6 @@ def judge(results, goal):
         value >= goal.limit
 
 
-def cost(results, subject, counts):
-    """Summaries of a and b in: CPU per I/O = a + b x IOThreads.
-
-    One line per round through the case of each number of IOThreads in
-    `counts`, as the rounds are what repeats. None if there is no such round.
-    """
-    figures = [by_round(results, f"null-{n}", subject, "cpu") for n in counts]
-    lines = [statistics.linear_regression(counts, [f[i] for f in figures])
-             for i in set.intersection(*map(set, figures))]
-    if not lines:
-        return None
-    return (summary(line.intercept for line in lines),
-            summary(line.slope for line in lines))
-
-
 # ------------------------------------------------------------------------ text
 
 def table(header, rows, rst=False):
@@ -139,11 +124,11 @@ def heading(results):
             f"{machine['commit']}; stock: {results['qemu']['stock']}; medians "
             f"of {settings['rounds']} rounds of "
             + " to ".join(f"{s:g}" for s in sorted({lengths[0], lengths[-1]}))
-            + f" s (lowest-highest). Ratios are medians of each round's."
+            + " s (lowest-highest). Ratios are medians of each round's."
             " Other processes used " + ("0 %" if not busy else
                                         f"{100 * busy.median:.0f} % (up to "
                                         f"{100 * busy.high:.0f} %)")
-            + " of the CPU time.\n" + settings.get("remark", ""))
+            + " of the CPU time.\n")
 
 
 # ---------------------------------------------------------------------- tables
@@ -217,34 +202,8 @@ def by_subject(results, _, name, *metrics):
         for s, row in found.items() if any(row)]
 
 
-def cost_model(results, _, predict=16):
-    """Fitted a and b of each subject, and what they say about 16 IOThreads."""
-    # those that have a core each beside the generator's; two always, as a
-    # machine with two cores has nothing better to say
-    counts = [n for n in (1, 2, 4, 8, 16)
-              if figure(results, f"null-{n}", "ours", "cpu")
-              and (n <= 2 or n < results["machine"]["cores"])]
-    rows = []
-    for subject in ran(results) if len(counts) > 1 else ():
-        fitted = cost(results, subject, counts)
-        if not fitted:
-            continue
-        a, b = fitted
-        each = a.median + b.median * predict
-        model = ["–"] * 3           # where noise hides the slope, say nothing
-        if b.median > 0:
-            model = [number((a.median + 4 * b.median) / 1e3),
-                     number(each / 1e3), number(predict * 1e6 / each)]
-        measured = figure(results, "null-4", subject, "cpu")
-        rows.append([LABELS[subject], spread(a, 1e-3), spread(b, 1e-3),
-                     model[0], middle(measured, 1e-3), *model[1:]])
-    return ["CPU per I/O = a + b x IOThreads", "a µs", "b µs",
-            "4 IOThreads: model µs", "measured µs", f"{predict}: model µs",
-            "1000 IOPS"], rows
-
-
 FORMS = {form.__name__: form
-         for form in (compare, to_base, by_case, by_subject, cost_model)}
+         for form in (compare, to_base, by_case, by_subject)}
 
 
 def tables(results, rst=False):

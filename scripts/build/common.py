@@ -50,10 +50,10 @@ def run(*command, **where):
 
 
 def synchronize(sources, target, *excluded, only_tell=False):
-    """Make the folder @target what the sources are together; what several have is
-    the first one's. Only what differs is written, and is as new as it is here:
-    an object of what was there before is older, however old the source. Returns
-    the names of what was written or deleted."""
+    """Make the folder @target what the sources are together; what several have
+    is the first one's. Only what differs is written, and is as new as it is
+    here: an object of what was there before is older, however old the source.
+    Returns the names of what was written or deleted."""
     said = run("rsync", "-rlE" + "n" * only_tell, "--checksum", "--delete",
                "--out-format=%i %n", "--exclude=__pycache__",
                *("--exclude=" + pattern for pattern in excluded),
