@@ -50,7 +50,7 @@ help: ## this list
 #:         make fuzz            one fuzzer for a while: TARGET=NAME SECONDS=N
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
 #:         make bench-nbd       several IOThreads on a network disk
-#:         make profile         where the time goes, and locks: CONFIG=NAME
+#:         make profile         where the time goes: CONFIG=NAME
 #:                              (scripts/bench/bench --list has the names)
 #: Take    make series          mails to git am; check-series proves them (SERIES=A
 #:                              APPLY_ONLY=1)
@@ -152,7 +152,7 @@ bench-nbd: build stock ## what several IOThreads cost on a network disk's connec
 	@scripts/build/build-qemu bench
 	@scripts/bench/bench --nbd $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
-profile: build stock ## where the CPU time of one configuration goes, and its locks per I/O
+profile: build stock ## where the CPU time of one configuration goes
 	@scripts/build/deps profile
 	@scripts/build/build-qemu bench
 	@scripts/bench/profile $(if $(CONFIG),'$(CONFIG)')
