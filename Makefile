@@ -5,7 +5,7 @@
 
 PREFIX ?= /usr/local
 # Only those that are set: a variable without a value is not a value.
-$(foreach v,QEMU_SRC CONFIGURE_FLAGS FULL FORCE JOBS PREFIX DESTDIR \
+$(foreach v,QEMU_SRC CONFIGURE_FLAGS FULL JOBS PREFIX DESTDIR \
             VCPUS IOTHREADS RUNTIME BACKEND CONFIG ROUNDS PEER,$(if $($v),$(eval export $v)))
 
 # QEMU's own build is started with its own -j; the jobserver's flags would only

@@ -304,7 +304,7 @@ def a_run_without_report_fails(room):
 def a_build_meanwhile_ends_the_run(room):
     done = room.bench("--only", "null-1", "--rounds", "2", FAKE_BUILD="1")
     same(done.returncode, 1)
-    assert "ours was built anew meanwhile" in done.stderr, done.stderr
+    assert "QEMU was built anew meanwhile" in done.stderr, done.stderr
     assert not os.path.exists(os.path.join(room.out, "results.json"))
 
 

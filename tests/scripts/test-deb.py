@@ -116,11 +116,9 @@ class Toy:
         write("%s/series/%s.patch" % (self.build, name),
               MAIL % (date, subject) + change + "-- \n2.50\n")
 
-    def deb(self, **env):
+    def deb(self):
         """(exit status, what it says)"""
-        clean = {k: v for k, v in os.environ.items() if k != "QEMU_SRC"}
-        done = subprocess.run([DEB, "--build", self.build],
-                              env=dict(clean, **env), text=True,
+        done = subprocess.run([DEB, "--build", self.build], text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         left = [n for n in os.listdir(self.build + "/deb")
                 if n.startswith(".")] if done.returncode and \
@@ -134,8 +132,8 @@ def expect(condition, message):
         raise AssertionError(message)
 
 
-def refused(toy, text, **env):
-    status, said = toy.deb(**env)
+def refused(toy, text):
+    status, said = toy.deb()
     expect(status == 1 and text in said and "Traceback" not in said,
            "exit status %d, not refused with '%s': %s" % (status, text, said))
 
@@ -222,18 +220,14 @@ def test_mails(toy):
     """mails that are missing, or none of git format-patch"""
     write(toy.build + "/series/0002-create.patch", CREATE)
     refused(toy, "0002-create.patch has no line 'Date:'")
-    os.rename(toy.build + "/series/0002-create.patch",
-              toy.build + "/series/0003-create.patch")
-    refused(toy, "number 0002 is missing before 0003-create.patch")
     shutil.rmtree(toy.build + "/series")
     refused(toy, "make series")
 
 
 def test_other_base(toy):
     """a base that is not Debian's"""
-    refused(toy, "QEMU_SRC=/some/tree is set", QEMU_SRC="/some/tree")
     write(toy.build + "/base.stamp", "copy of /some/tree, 1-2\n")
-    refused(toy, "is a copy of /some/tree, 1-2, but only Debian's")
+    refused(toy, "build/base is copy of /some/tree, 1-2: run")
     os.unlink(toy.build + "/base.stamp")
     refused(toy, "make base")
 
