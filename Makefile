@@ -83,15 +83,19 @@ check: build stock ## all tests, ours and the base's that touch this code
 	@scripts/check/check
 
 check-tsan: sanitizer-deps build ## stress under ThreadSanitizer, ours and stock: no race in our files
-	@scripts/build/build-qemu load
+	@scripts/build/build-qemu tests $(SANITIZED)
 	@scripts/build/build-qemu tsan
 	@$(if $(NO_STOCK),,scripts/build/build-qemu stock-tsan)
 	@scripts/check/check-sanitizer tsan $(if $(NO_STOCK),--no-stock)
 
 check-asan: sanitizer-deps build ## stress under AddressSanitizer and UBSan, with leak check
-	@scripts/build/build-qemu load
+	@scripts/build/build-qemu tests $(SANITIZED)
 	@scripts/build/build-qemu asan
 	@scripts/check/check-sanitizer asan
+
+# What check-sanitizer runs
+SANITIZED = tests/qtest/virtio-scsi-stress tests/qtest/virtio-scsi-data-test \
+            tests/qtest/qos-test
 
 .PHONY: sanitizer-deps
 sanitizer-deps:
@@ -122,7 +126,7 @@ check-migration: build stock ## a guest at work moves between QEMUs, ours and st
 
 check-backends: build ## files, qcow2, a loop device, SG_IO, NBD servers that go away: data verified
 	@scripts/build/deps run backends
-	@scripts/build/build-qemu bench
+	@scripts/build/build-qemu tests tests/qtest/virtio-load
 	@scripts/lab/functional backends nested
 
 check-tls: storage ## encrypted NBD disks whose servers go away, and a guest
@@ -139,22 +143,22 @@ check-ceph: storage ## a private Ceph cluster whose daemons are killed, and a gu
 .PHONY: storage
 storage: build
 	@scripts/build/deps run storage
-	@scripts/build/build-qemu bench
+	@scripts/build/build-qemu tests tests/qtest/virtio-load
 	@scripts/build/build-qemu storage
 
 bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and virtio-blk, fio
 	@scripts/build/deps bench
-	@scripts/build/build-qemu bench
+	@scripts/build/build-qemu tests tests/qtest/virtio-load
 	@scripts/bench/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 bench-nbd: build stock ## what several IOThreads cost on a network disk's connections
 	@scripts/build/deps backends
-	@scripts/build/build-qemu bench
+	@scripts/build/build-qemu tests tests/qtest/virtio-load
 	@scripts/bench/bench --nbd $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 profile: build stock ## where the CPU time of one configuration goes
 	@scripts/build/deps profile
-	@scripts/build/build-qemu bench
+	@scripts/build/build-qemu tests tests/qtest/virtio-load
 	@scripts/bench/profile $(if $(CONFIG),'$(CONFIG)')
 
 docs: base ## QEMU's manual with our pages, as build/docs/index.html

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 
 from benchcases import CHART, SETS, SUBJECTS
+from common import Problem, need
 
 LABELS = {"ours": "ours", "stock": "stock scsi", "blk": "stock blk",
           "limit": "fio"}
@@ -293,13 +294,12 @@ def gnuplot_script(results):
 
 
 def svg(results):
-    """The chart as text; OSError or ValueError says why there is none."""
-    if not any(run["case"] in CHART for run in results["runs"]):
-        raise ValueError("none of its cases ran")
+    """The chart as text."""
+    need("bench", "gnuplot")
     done = subprocess.run(["gnuplot"], input=gnuplot_script(results), text=True,
                           capture_output=True, check=False)
     if done.returncode or "</svg>" not in done.stdout:
-        raise ValueError(f"gnuplot: {done.stderr.strip()}")
+        raise Problem(f"no chart: gnuplot: {done.stderr.strip()}")
     # half of what gnuplot writes are empty groups
     text = re.sub(r"<g [^>]*>\s*</g>\n", "", done.stdout)
     return re.sub(r"[ \t]+$", "", text, flags=re.M)

@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 import time
 
-from common import BUILD, Problem
+from benchcases import SUBJECTS
+from common import BUILD, Problem, read
 
 WARM_UP = 0.15                  # seconds before each measurement
 PATIENCE = 60                   # seconds on top: a run that takes longer hangs
@@ -45,7 +46,7 @@ def find_programs(args):
         args.stock_binary or f"{BUILD}/stock{full}/qemu-system-x86_64",
         "run make stock first")
     args.load = program(args.load or f"{obj}/tests/qtest/virtio-load",
-                        "run scripts/build/build-qemu bench first")
+                        "run make bench first")
     args.out = os.path.abspath(args.out)
     os.makedirs(args.out, exist_ok=True)
 
@@ -78,9 +79,11 @@ def output(words, timeout=PATIENCE):
 
 # --------------------------------------------------------------- the generator
 
-def command(load, binary, device, options, seconds):
-    words = [load, "--qemu", binary, "--device", device, "--json",
-             "--seconds", f"{seconds:g}", "--warmup", f"{WARM_UP:g}"]
+def command(args, subject, options):
+    which, device = SUBJECTS[subject]
+    binary = {"ours": args.binary, "stock": args.stock_binary}[which]
+    words = [args.load, "--qemu", binary, "--device", device, "--json",
+             "--seconds", f"{args.seconds:g}", "--warmup", f"{WARM_UP:g}"]
     for name, value in options.items():
         words.append("--" + name.replace("_", "-"))
         if value is not True:
@@ -288,8 +291,8 @@ class Server(Null):
                            "server": {"type": "unix", "path": self.socket}})
 
     def cpu(self):
-        with open(f"/proc/{self.process.pid}/stat", encoding="utf-8") as file:
-            words = file.read().rpartition(")")[2].split()
+        stat = read(f"/proc/{self.process.pid}/stat")
+        words = stat.rpartition(")")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def close(self):

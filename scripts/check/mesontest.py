@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 
-from common import BUILD, TOP, Problem, run
+from common import BUILD, TOP, Problem, read, run, write
 
 LOGS = os.path.join(BUILD, "check")
 SHOWN_LINES = 60
@@ -118,12 +118,10 @@ class Build:
         real = os.path.dirname(os.path.realpath(binary))
         self.obj = copy or real
         path = os.path.join(self.obj, "meson-info", "intro-tests.json")
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read().replace(real + "/", self.obj + "/")
-            self.tests = {test["name"]: test for test in json.loads(text)}
-        except FileNotFoundError:
-            raise Problem(f"{path} is missing: run make first") from None
+        text = read(path).replace(real + "/", self.obj + "/")
+        if not text:
+            raise Problem(f"{path} is missing: run make first")
+        self.tests = {test["name"]: test for test in json.loads(text)}
 
     def test(self, name, label=None, args=(), env=(), timeout=MIN_TIMEOUT):
         """One of the build's list, as it is or in another way."""
@@ -160,10 +158,8 @@ class Build:
         meson = os.path.join(self.obj, "pyvenv", "bin", "meson")
         shutil.rmtree(where, ignore_errors=True)
         os.makedirs(where)
-        with open(os.path.join(where, "meson.build"), "w",
-                  encoding="utf-8") as file:
-            file.write("project('check')\n" + "".join(
-                test.declaration() for test in tests))
+        write(os.path.join(where, "meson.build"), "project('check')\n"
+              + "".join(test.declaration() for test in tests))
         obj = os.path.join(where, "obj")
         run(meson, "setup", obj, where)
         with subprocess.Popen(

@@ -16,9 +16,9 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 SCRIPTS = os.path.join(TOP, "scripts", "bench")
 sys.path[:0] = [SCRIPTS, os.path.dirname(SCRIPTS)]
+from program import load        # it finds the others
 import benchcases
 import benchreport
-from program import load
 
 # Plays virtio-load: notes its arguments, reports figures that depend on what
 # was asked for. $FAKE_FAIL: the binary and device for which it fails.
