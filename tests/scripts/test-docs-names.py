@@ -30,10 +30,12 @@ TESTS = {
     "virtio-scsi-mq/disk/": "tests/qtest/virtio-scsi-disk-test.c",
     "virtio-scsi-mq/fail/": "tests/qtest/virtio-scsi-fail-test.c",
     "virtio-scsi-mq/pages/": "tests/qtest/virtio-scsi-pages-test.c",
+    "virtio-scsi-mq/refuse/": "tests/qtest/virtio-scsi-refuse-test.c",
     "virtio-scsi-mq/remap/": "tests/qtest/virtio-scsi-remap-test.c",
     "virtio-scsi-mq/": "tests/qtest/virtio-scsi-mq-test.c",
     "virtio-scsi-stress/": "tests/qtest/virtio-scsi-stress.c",
     "virtio-scsi-": "tests/qtest/virtio-scsi-[fhl]*-test.c",
+    "scsi-hba/": "tests/qtest/scsi-hba-test.c",
     "/": "tests/unit/test-*.c",
 }
 TEST = re.compile(r"/?(?:virtio-scsi-(?:mq|stress|liveness)|scsi-\w+|"
