@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 #
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run scsi-block and scsi-generic on SG_IO of a Linux kernel.
+"""Run scsi-block and scsi-generic on SG_IO of a Linux kernel; zoned drives.
 
 A guest has a disk of the kernel's scsi_debug, and a QEMU without a guest of its
 own in which virtio-load has a mapped controller with that disk.  The outer QEMU
@@ -28,6 +28,8 @@ MEDIUM_ERROR = 2                # of its opts
 DEPTHS = {"scsi-block": "8", "scsi-generic": "4"}
 # scsi_debug: 4 hardware queues, answers after 50 us
 MODULE = "dev_size_mb=32 submit_queues=4 max_queue=64 ndelay=50000"
+# A disk that the host must manage
+ZONES = "dev_size_mb=32 zone_size_mb=4"
 
 
 def libraries(program):
@@ -93,6 +95,27 @@ class NestedGuest(GuestMachine):
     def option(self, name, value):
         self.shell.run(
             f"echo {value} > /sys/bus/pseudo/drivers/scsi_debug/{name}")
+
+    def zones(self, model):
+        """Make it a zoned disk, another one."""
+        self.shell.run("rmmod scsi_debug")
+        self.shell.run(f"insmod /modules/scsi_debug.ko {ZONES} zbc={model}")
+        wait_for("zoned disk of scsi_debug", self.disk)
+        expect(self.shell.run(f"cat /sys/block/{self.disk()[0]}/queue/zoned")
+               == [f"host-{model}"], f"the disk isn't host-{model}")
+
+    def try_disk(self, driver, read_only):
+        """(exit status, lines) of an inner QEMU that has the disk, and quits
+        at once."""
+        words = [self.inner, "-nodefaults", "-S", "-display", "none",
+                 "-monitor", "stdio", "-device", "virtio-scsi-pci",
+                 "-blockdev", "'%s'" % json.dumps({
+                     "driver": "host_device", "node-name": "zones",
+                     "filename": f"/dev/{self.disk()[0]}",
+                     "read-only": read_only, "cache": {"direct": True}}),
+                 "-device", f"{driver},drive=zones"]
+        return self.shell.run(
+            f"echo quit | chroot {TREE} {' '.join(words)} 2>&1", 100, False)
 
     def load(self, driver, iothreads, *options):
         """What virtio-load tells: (exit status, its last lines)."""
@@ -161,7 +184,20 @@ class VirtioScsiNested(GuestTest, QemuSystemTest):
                 vm.option("opts", 0)
         self.guarded(lambda _: test(self.vm()))
 
-    def test_4_end(self):
+    def test_4_zones(self):
+        """What a guest can't manage isn't given to it; all else is."""
+        def test(vm):
+            vm.zones("managed")
+            status, lines = vm.try_disk("scsi-hd", False)
+            text = " ".join(lines)
+            expect(status and "has zones that a guest must manage" in text,
+                   f"scsi-hd on host-managed zones: {status}, {lines}")
+            for driver, read_only in ("scsi-hd", True), ("scsi-block", False):
+                status, lines = vm.try_disk(driver, read_only)
+                expect(status == 0, f"{driver}: {status}, {lines}")
+        self.guarded(lambda _: test(self.vm()))
+
+    def test_5_end(self):
         def test(vm):
             _, lines = vm.shell.run("dmesg", check=False)
             bad = [s for s in lines if re.search("BUG:|WARNING:|Oops", s)]
