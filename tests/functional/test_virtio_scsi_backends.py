@@ -18,6 +18,9 @@ servers that offer less than that, or lose one of them (VirtioScsiMultiConn).
 A fourth one has such disks of servers that want TLS, if QEMU can do that
 (VirtioScsiTls; `make check-tls` builds one that can).
 
+Servers that reply with too little, and such as are refused again and again, need
+no guest: qemu-io reads from them (VirtioScsiNbdReplies).
+
 Servers, images and loop devices are private and gone at the end.
 """
 
@@ -40,6 +43,7 @@ import time
 import unittest
 
 from guest_shell import GuestError, expect, fio_verified, wait_for
+from nbd_server import DONE, NONE, NbdServer, chunk, content, simple
 from qemu_test import BUILD_DIR, QemuSystemTest
 from virtio_scsi_guest import GuestMachine, GuestTest, output
 
@@ -1143,6 +1147,95 @@ class VirtioScsiTls(BackendTest, QemuSystemTest):
     @for_each(KINDS, "test_5_image")
     def images(self, name):
         self.image(name)
+
+
+class VirtioScsiNbdReplies(unittest.TestCase):
+    """Servers that do what their test says, and what qemu-io makes of it."""
+
+    DATA = bytes(i % 251 + 1 for i in range(1000))
+
+    def serve(self, read, size=lambda _: 1000, **more):
+        folder = tempfile.TemporaryDirectory(prefix="nbd-")
+        self.addCleanup(folder.cleanup)
+        server = NbdServer(f"{folder.name}/socket", read, size, **more)
+        self.addCleanup(server.close)
+        return server
+
+    @staticmethod
+    def start(server, *options):
+        return subprocess.Popen(
+            TIED + [tool("qemu-io"), "-r", "--image-opts", ",".join([
+                "driver=nbd,server.type=unix,server.path=" + server.path,
+                *options])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+
+    def says(self, server, command):
+        """What the command prints; it ends, or the test is stopped."""
+        with self.start(server) as io:
+            return io.communicate(command + "\nquit\n")[0]
+
+    def reads(self, server, fill, length):
+        """The first sector has this at its start."""
+        said = self.says(server, f"read -P {fill} -l {length} 0 512")
+        expect("read 512/512" in said and "verification failed" not in said,
+               f"qemu-io says: {said}")
+
+    def test_1_size_is_no_multiple_of_sectors(self):
+        """Whoever waits for all of the last sector waits for ever."""
+        server = self.serve(lambda _, cookie, offset, length: simple(
+            cookie, self.DATA[offset:offset + length]))
+        said = self.says(server, "read -v 992 32")
+        expect(self.DATA[992:].hex(" ") in said and "read 32/32" in said,
+               f"qemu-io says: {said}")
+
+    def test_2_success_without_data(self):
+        said = self.says(self.serve(
+            lambda _, cookie, *__: chunk(cookie, NONE, flags=DONE),
+            structured=True), "read 0 512")
+        expect("read failed: Input/output error" in said,
+               f"nothing was received, and qemu-io says: {said}")
+
+    def test_3_success_with_less_data(self):
+        said = self.says(self.serve(
+            lambda _, cookie, offset, length: content(
+                cookie, offset, bytes(length - 1), DONE),
+            structured=True), "read 0 512")
+        expect("read failed: Input/output error" in said,
+               f"a byte is missing, and qemu-io says: {said}")
+
+    def test_4_some_data_twice(self):
+        """As many bytes as were asked for, but nothing of the second half"""
+        server = self.serve(
+            lambda _, cookie, offset, length: content(
+                cookie, offset, b"1" * (length // 2)) + content(
+                    cookie, offset, b"1" * (length // 2), DONE),
+            structured=True)
+        said = self.says(server, "read -P 49 -l 256 0 512\n"
+                                 "read -P 0 -s 256 -l 256 0 512")
+        expect(said.count("read 512/512") == 2 and
+               "verification failed" not in said, f"qemu-io says: {said}")
+
+    def test_5_refused_again_and_again(self):
+        """Every other connection has another size, and each good one breaks:
+        a line in the log for each would be the server's to write."""
+        refused = []
+
+        def size(number):
+            if number < 2 or number % 2:
+                return 1000
+            refused.append(number)
+            return 2000
+
+        server = self.serve(lambda *_: None, size)
+        with self.start(server, "multi-conn=2", "reconnect-delay=60") as io:
+            while len(refused) < 4 and io.poll() is None:
+                io.stdin.write("read 0 512\n")
+                io.stdin.flush()
+                io.stdout.readline()
+            said = io.communicate("quit\n")[1]
+        expect(len(refused) >= 4, f"qemu-io has ended: {said}")
+        expect(said.count("cannot reconnect") == 1, f"qemu-io says: {said}")
 
 
 if __name__ == '__main__':

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An NBD server for one test: what it replies is the test's to say, right or not.
+
+This module needs nothing of QEMU's.
+"""
+
+import contextlib
+import socket
+import struct
+import threading
+
+HAS_FLAGS, CAN_MULTI_CONN = 1 << 0, 1 << 8
+OPT_GO, OPT_STRUCTURED = 7, 8
+REP_ACK, REP_INFO, REP_UNSUP = 1, 3, (1 << 31) + 1
+CMD_READ, CMD_DISC = 0, 2
+DONE = 1                                # flag of a chunk
+NONE, OFFSET_DATA = 0, 1                # types of chunks
+
+
+def simple(cookie, data):
+    return struct.pack(">IIQ", 0x67446698, 0, cookie) + data
+
+
+def chunk(cookie, kind, data=b"", flags=0):
+    return struct.pack(">IHHQI", 0x668e33ef, flags, kind, cookie,
+                       len(data)) + data
+
+
+def content(cookie, offset, data, flags=0):
+    """A chunk with data of the export"""
+    return chunk(cookie, OFFSET_DATA, struct.pack(">Q", offset) + data, flags)
+
+
+class NbdServer:
+    """Listens until close().  read(number, cookie, offset, length) returns what
+    the client of that connection, counted from 0, gets; None drops it."""
+
+    def __init__(self, path, read, size, structured=False):
+        self.path, self.read, self.size = path, read, size
+        self.structured = structured
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        number = 0
+        with contextlib.suppress(OSError):          # close() ends it
+            while True:
+                client = self.listener.accept()[0]
+                threading.Thread(target=self.serve, daemon=True,
+                                 args=(client, number)).start()
+                number += 1
+
+    def serve(self, client, number):
+        with client, contextlib.suppress(OSError, EOFError):
+            self.shake_hands(client, self.size(number))
+            while True:
+                kind, cookie, offset, length = struct.unpack(
+                    ">6xHQQI", self.exactly(client, 28))
+                data = self.read(number, cookie, offset, length) \
+                    if kind == CMD_READ else None
+                if data is None:
+                    return
+                client.sendall(data)
+
+    def shake_hands(self, client, size):
+        def reply(kind, data=b""):
+            client.sendall(struct.pack(">QIII", 0x3e889045565a9, option, kind,
+                                       len(data)) + data)
+
+        client.sendall(b"NBDMAGICIHAVEOPT" + struct.pack(">H", 1))
+        self.exactly(client, 4)
+        while True:
+            option, length = struct.unpack(">8xII", self.exactly(client, 16))
+            self.exactly(client, length)
+            if option == OPT_GO:
+                reply(REP_INFO, struct.pack(">HQH", 0, size,
+                                            HAS_FLAGS | CAN_MULTI_CONN))
+                reply(REP_ACK)
+                return
+            reply(REP_ACK if option == OPT_STRUCTURED and self.structured
+                  else REP_UNSUP)
+
+    @staticmethod
+    def exactly(client, length):
+        data = b""
+        while len(data) < length:
+            more = client.recv(length - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
