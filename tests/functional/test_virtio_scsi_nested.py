@@ -7,8 +7,12 @@ A guest has a disk of the kernel's scsi_debug, and a QEMU without a guest of its
 own in which virtio-load has a mapped controller with that disk.  The outer QEMU
 is only there for the kernel.
 
-QEMU_TEST_GUEST must have an initrd-more with modules/scsi_debug.ko, and what that
-depends on in the list modules/extra.
+Persistent reservations go to qemu-pr-helper, and from there to a disk of the
+kernel's SCSI target (scsi_debug has none) that two tcm_loop hosts show.
+
+QEMU_TEST_GUEST must have an initrd-more with modules/scsi_debug.ko and
+tcm_loop.ko, and for both modules/NAME.order with its name behind those that it
+needs, for tcm_loop without those of scsi_debug.
 """
 
 import json
@@ -30,6 +34,11 @@ DEPTHS = {"scsi-block": "8", "scsi-generic": "4"}
 MODULE = "dev_size_mb=32 submit_queues=4 max_queue=64 ndelay=50000"
 # A disk that the host must manage
 ZONES = "dev_size_mb=32 zone_size_mb=4"
+# A RAM disk of 8 MiB at two ports, each with an initiator port of its own
+CORE = "/sys/kernel/config/target/core/rd_mcp_0/disk"
+PORT = "/sys/kernel/config/target/loopback/naa.500140500000000%d/tpgt_1"
+NEXUS = "naa.600140500000000%d"
+PORTS = (1, 2)
 
 
 def libraries(program):
@@ -52,15 +61,18 @@ class NestedGuest(GuestMachine):
             logs, 4, "1G")
         self.inner = os.path.realpath(os.environ["QEMU_TEST_QEMU_BINARY"])
         self.generator = str(BUILD_DIR / "tests/qtest/virtio-load")
+        self.reserve = str(BUILD_DIR / "tests/qtest/virtio-scsi-reserve")
+        self.helper = str(BUILD_DIR / "qemu-pr-helper")
 
     def pack(self, image, scratch):
         """Everything at its own path, without what debuggers want."""
         with tarfile.open(image, "w") as tar:
-            for path in (self.inner, self.generator):
+            programs = (self.inner, self.generator, self.reserve, self.helper)
+            for path in programs:
                 small = f"{scratch}/small"
                 subprocess.run(["strip", "-o", small, path], check=True)
                 tar.add(small, path)
-            for path in libraries(self.inner) + libraries(self.generator):
+            for path in set(sum(map(libraries, programs), [])):
                 tar.add(os.path.realpath(path), path)
             for name in FIRMWARE:
                 path = f"{os.path.dirname(self.inner)}/qemu-bundle/usr/share/" \
@@ -72,7 +84,7 @@ class NestedGuest(GuestMachine):
         wait_for("disk in the guest", lambda: self.shell.run(
             "test -b /dev/sda", check=False)[0] == 0)
         self.load_modules()
-        for line in ("ln -s /proc/self/fd /dev/fd",
+        for line in (self.loading("scsi_debug"), "ln -s /proc/self/fd /dev/fd",
                      f"mkdir -p {TREE}/bin {TREE}/tmp {TREE}/proc {TREE}/sys "
                      f"{TREE}/dev",
                      f"tar xf /dev/sda -C {TREE}",
@@ -84,6 +96,12 @@ class NestedGuest(GuestMachine):
         wait_for("disk of scsi_debug", self.disk)
         return self
 
+    @staticmethod
+    def loading(name):
+        """Shell command that loads what this module needs."""
+        return (f"for i in $(grep -v {name} /modules/{name}.order); do "
+                "insmod /modules/$i || exit 1; done")
+
     def disk(self):
         """Its sdX and sgN, in any order, or None."""
         status, lines = self.shell.run(
@@ -91,6 +109,38 @@ class NestedGuest(GuestMachine):
             "&& ls block scsi_generic", check=False)
         names = re.findall(r"\b(?:sd[a-z]+|sg\d+)\b", " ".join(lines))
         return sorted(names) if status == 0 and len(names) == 2 else None
+
+    def make_target(self):
+        """Two paths to a LUN of the kernel's target."""
+        for line in (self.loading("tcm_loop"), "insmod /modules/tcm_loop.ko",
+                     "mount -t configfs none /sys/kernel/config",
+                     # else it can't register anybody
+                     "mkdir -p /var/target/pr",
+                     f"mkdir -p {CORE} && echo rd_pages=2048 > {CORE}/control"
+                     f" && echo 1 > {CORE}/enable"):
+            self.shell.run(line)
+        for number in PORTS:
+            port = PORT % number
+            self.shell.run(f"mkdir -p {port}/lun/lun_0 && "
+                           f"echo {NEXUS % number} > {port}/nexus && "
+                           f"ln -s {CORE} {port}/lun/lun_0/disk")
+        wait_for("paths to the target", self.paths)
+
+    def paths(self):
+        """The sdX of both, or None."""
+        _, lines = self.shell.run(
+            "ls -d /sys/devices/tcm_loop_0/*/host*/target*/*/block/*",
+            check=False)
+        names = [os.path.basename(s) for s in lines if re.search("/sd.+$", s)]
+        return sorted(names) if len(names) == len(PORTS) else None
+
+    def reservations(self, test):
+        """What virtio-scsi-reserve tells: (exit status, its lines)."""
+        disks = " ".join(f"/dev/{name}" for name in self.paths())
+        return self.shell.run(
+            f"QTEST_QEMU_BINARY={self.inner} QTEST_PR_HELPER={self.helper} "
+            f"QTEST_PR_DISKS='{disks}' timeout 380 chroot {TREE} "
+            f"{self.reserve} -p /reserve/{test} 2>&1", 400, False)
 
     def option(self, name, value):
         self.shell.run(
@@ -196,6 +246,19 @@ class VirtioScsiNested(GuestTest, QemuSystemTest):
                 status, lines = vm.try_disk(driver, read_only)
                 expect(status == 0, f"{driver}: {status}, {lines}")
         self.guarded(lambda _: test(self.vm()))
+
+    def reservations(self, test):
+        def run(vm):
+            if not vm.paths():
+                vm.make_target()
+            status, lines = vm.reservations(test)
+            print(*(f"#   {s}" for s in lines if "changes" in s), sep="\n")
+            expect(status == 0 and any(s.startswith("ok ") for s in lines),
+                   f"virtio-scsi-reserve ends with {status}: {lines[-5:]}")
+        self.guarded(lambda _: run(self.vm()))
+
+    def test_4_reserve_away(self):
+        self.reservations("away")
 
     def test_5_end(self):
         def test(vm):
