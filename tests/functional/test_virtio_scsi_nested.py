@@ -257,8 +257,20 @@ class VirtioScsiNested(GuestTest, QemuSystemTest):
                    f"virtio-scsi-reserve ends with {status}: {lines[-5:]}")
         self.guarded(lambda _: run(self.vm()))
 
+    def test_4_reserve_meaning(self):
+        self.reservations("meaning")
+
+    def test_4_reserve_load(self):
+        self.reservations("load")
+
+    def test_4_reserve_killed(self):
+        self.reservations("killed")
+
     def test_4_reserve_away(self):
         self.reservations("away")
+
+    def test_4_reserve_stopped(self):
+        self.reservations("stopped")
 
     def test_5_end(self):
         def test(vm):

@@ -621,6 +621,9 @@ static void test_stopped(void)
         take_answer(slots[i], &resp, sizeof(resp));
         g_assert_cmpuint(resp.response, ==, VIRTIO_SCSI_S_RESET);
     }
+    /* The next command tells of the reset, and only that. */
+    g_assert_cmpuint(run_io(d, 0, false), ==, CHECK_CONDITION);
+    g_assert_cmpuint(run_io(d, 0, false), ==, GOOD);
     end(d);
 }
 
