@@ -564,6 +564,7 @@ unsigned scsi_disk_unmap_ranges(const uint8_t *descriptors, unsigned num,
 #define ANYTIME(...)    { SCSI_DISK_EMULATED, __VA_ARGS__, .anytime = true }
 #define MEDIUM(...)     { SCSI_DISK_MEDIUM, __VA_ARGS__ }
 #define BY_ACTION       .by_action = true
+#define STANDARD        .standard = true
 
 const SCSIDiskCommand scsi_disk_commands[256] = {
     [TEST_UNIT_READY]       = EMULATED(DISK | ROM),
@@ -618,12 +619,14 @@ const SCSIDiskCommand scsi_disk_commands[256] = {
     [WRITE_VERIFY_16]       = MEDIUM(DISK, { [1] = 0x12, [2 ... 13] = 0xff }),
     [VERIFY_16]             = EMULATED(DISK | ROM,
             { [1] = 0x16, [2 ... 13] = 0xff }),
+    [SYNCHRONIZE_CACHE_16]  = EMULATED(DISK | ROM,
+            { [1] = 0x06, [2 ... 13] = 0xff }, STANDARD),
     [WRITE_SAME_16]         = EMULATED(DISK, { [1] = 0x09, [2 ... 13] = 0xff }),
     [SERVICE_ACTION_IN_16]  = EMULATED(DISK | ROM, BY_ACTION),
 
     [REPORT_LUNS]           = { SCSI_DISK_BY_BUS, DISK | ROM,
             { [2] = 0xff, [6 ... 9] = 0xff } },
-    [MAINTENANCE_IN]        = ANYTIME(DISK, BY_ACTION),
+    [MAINTENANCE_IN]        = ANYTIME(DISK, BY_ACTION, STANDARD),
     [READ_12]               = MEDIUM(DISK | ROM,
             { [1] = 0x18, [2 ... 9] = 0xff }),
     [WRITE_12]              = MEDIUM(DISK, { [1] = 0x18, [2 ... 9] = 0xff }),

@@ -1,8 +1,9 @@
 /*
  * virtio-scsi: what a disk does with commands that transfer no blocks
  *
- * VERIFY, WRITE SAME, UNMAP, and MODE SELECT of the block size, in the default
- * setting, which is QEMU 10.0's, and with standard-answers=on.
+ * VERIFY, WRITE SAME, SYNCHRONIZE CACHE, UNMAP, and MODE SELECT of the block
+ * size, in the default setting, which is QEMU 10.0's, and with
+ * standard-answers=on.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -243,6 +244,71 @@ static void test_write_same_longer(void)
         mq_expect_moved(&cmd, &a, LUN_BLOCK);
         verify(d, VERIFY_10, 3, LBA, BLOCKS, data, LUN_BLOCK, 0);
         verify(d, VERIFY_10, 3, LBA, BLOCKS + 1, data, LUN_BLOCK, ASC_DIFFERS);
+        lun_end(d);
+    }
+}
+
+/*
+ * SYNCHRONIZE CACHE
+ */
+
+static int64_t hd_flushes(MqDev *d)
+{
+    g_autoptr(QDict) resp = qtest_qmp(d->qts,
+                                      "{'execute': 'query-blockstats'}");
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        const QDict *device = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (g_strcmp0(qdict_get_try_str(device, "node-name"), "disk") == 0) {
+            return qdict_get_int(qdict_get_qdict(device, "stats"),
+                                 "flush_operations");
+        }
+    }
+    g_assert_not_reached();
+}
+
+/* What is refused flushes nothing; all else is one flush.  @asc: 0 if good */
+static void sync_cache(MqDev *d, uint8_t opcode, unsigned byte1, uint32_t lba,
+                       uint32_t blocks, uint16_t asc)
+{
+    static MqAnswer a;
+    MqCmd cmd = range_cmd(opcode, byte1, lba, blocks);
+    int64_t before = hd_flushes(d);
+
+    if (asc) {
+        lun_expect_refusal(d, &cmd, asc);
+    } else {
+        lun_run(d, &cmd, &a);
+        mq_expect_moved(&cmd, &a, 0);
+    }
+    g_assert_cmpint(hd_flushes(d), ==, before + !asc);
+}
+
+/* 16 is there, and anybody looks for the range, by the standard only. */
+static void test_sync_cache(void)
+{
+    static const uint8_t opcodes[] = {
+        SYNCHRONIZE_CACHE, SYNCHRONIZE_CACHE_16
+    };
+
+    for (unsigned i = 0; i < 2 * ARRAY_SIZE(opcodes); i++) {
+        uint8_t opcode = opcodes[i / 2];
+        bool standard = i % 2;
+        MqDev *d = lun_begin(standard ? STANDARD : "", "");
+        uint16_t always = opcode == SYNCHRONIZE_CACHE || standard
+                          ? 0 : ASC_OPCODE;
+
+        sync_cache(d, opcode, 0, 0, 0, always);
+        sync_cache(d, opcode, 2, 8, 8, always);
+        sync_cache(d, opcode, 0, LUN_BLOCKS, 0, always);
+        sync_cache(d, opcode, 0, LUN_BLOCKS - 8, 8, always);
+        sync_cache(d, opcode, 0, LUN_BLOCKS - 8, 9,
+                   standard ? ASC_RANGE : always);
+        sync_cache(d, opcode, 0, LUN_BLOCKS + 1, 0,
+                   standard ? ASC_RANGE : always);
+        sync_cache(d, opcode, 0x10, 0, 0, standard ? ASC_FIELD : always);
         lun_end(d);
     }
 }
@@ -531,6 +597,7 @@ static const LunTest disk_tests[] = {
     { "disk/write-same/ndob", test_ndob },
     { "disk/write-same/limit", test_write_same },
     { "disk/write-same/longer", test_write_same_longer },
+    { "disk/sync-cache", test_sync_cache },
     { "disk/unmap/neighbours", test_unmap_neighbours },
     { "disk/unmap/range", test_unmap_range },
     { "disk/unmap/limits", test_unmap_limits },

@@ -420,6 +420,8 @@ static void test_limits(void)
         lun_vpd_page(d, LUN_HD, 0xb0, &a);
         g_assert_cmpuint(ldl_be_p(a.in + 8), ==, cases[i].blocks);
         g_assert_cmpuint(ldl_be_p(a.in + 40), ==, cases[i].blocks);
+        /* Nothing is atomic (SBC-4, 6.6.4). */
+        g_assert_true(mq_all_bytes(a.in + 44, 20, 0));
         lun_end(d);
     }
 }
@@ -580,6 +582,8 @@ static void test_default(void)
     MqCmd cmd = mq_cmd(LUN_HD, MODE_SENSE);
 
     g_assert_false(is_known(d, LUN_HD, MAINTENANCE_IN));
+    g_assert_false(is_known(d, LUN_HD, SYNCHRONIZE_CACHE_16));
+    g_assert_false(is_known(d, LUN_CD, SYNCHRONIZE_CACHE_16));
     cmd.cdb[2] = MODE_PAGE_CONTROL;
     cmd.cdb[4] = 255;
     cmd.in_len = 255;

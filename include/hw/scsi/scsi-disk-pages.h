@@ -157,6 +157,7 @@ typedef enum SCSIDiskRoom {
  *         the operation code and SERVICE ACTION
  * @by_action: there is a SERVICE ACTION, and @usage is by that
  * @anytime: there need not be a medium
+ * @standard: QEMU 10.0 doesn't have it; so it needs standard-answers=on
  */
 typedef struct SCSIDiskCommand {
     uint8_t room;
@@ -164,6 +165,7 @@ typedef struct SCSIDiskCommand {
     uint8_t usage[16];
     bool by_action;
     bool anytime;
+    bool standard;
 } SCSIDiskCommand;
 
 /* By operation code; commands are dispatched by this, and reported from it. */
