@@ -16,7 +16,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 SCRIPTS = os.path.join(TOP, "scripts", "bench")
 sys.path[:0] = [SCRIPTS, os.path.dirname(SCRIPTS)]
-from program import load        # it finds the others
+from common import load        # it finds the others
 import benchcases
 import benchreport
 

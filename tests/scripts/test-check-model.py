@@ -14,7 +14,7 @@ sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path[:0] = [HERE, f"{TOP}/scripts"]
-import program
+from common import load
 from tap import Tap
 
 RULE = re.compile(r"^(?:inline|proctype|init)\b\s*(\w*)|"
@@ -51,7 +51,7 @@ def missing(tree, text):
 
 
 def test_names(tap, text):
-    names = program.load(os.path.relpath(f"{HERE}/test-docs-names.py",
+    names = load(os.path.relpath(f"{HERE}/test-docs-names.py",
                                          f"{TOP}/scripts"))
     tree = names.Tree(TOP, names.BASE)
     count, wrong = missing(tree, text)
@@ -85,7 +85,7 @@ def main():
         print(__doc__)
         return 0
     tap = Tap()
-    model = program.load("check/check-model")
+    model = load("check/check-model")
     with open(model.MODEL, encoding="utf-8") as file:
         text = file.read()
     test_names(tap, text)

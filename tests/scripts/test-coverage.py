@@ -13,7 +13,7 @@ import sys
 sys.dont_write_bytecode = True
 TOP = os.path.abspath(f"{__file__}/../../..")
 sys.path += [f"{TOP}/scripts", f"{TOP}/scripts/check"]
-import program
+from common import load
 from results import Results
 from tap import Tap
 
@@ -35,7 +35,7 @@ def main():
         print(f"usage: {sys.argv[0]}    (TAP on standard output)")
         return 0
     tap = Tap()
-    coverage = program.load("check/coverage")
+    coverage = load("check/coverage")
     for what, was, now, good in CASES:
         results = Results()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -15,13 +15,13 @@ sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 sys.path.insert(0, TOP + "/scripts")
-import program
+from common import load
 from tap import Tap
 
 DEB = TOP + "/scripts/series/deb"
 OLD = "10.0.13+ds-0+deb13u1"
 NEW = OLD + "+vsmq20261103"
-deb = program.load("deb")
+deb = load("deb")
 
 CONTROL = """\
 Source: qemu

@@ -18,7 +18,7 @@ import tempfile
 sys.dont_write_bytecode = True
 TOP = os.path.abspath(f"{__file__}/../../..")
 sys.path[:0] = [f"{TOP}/tests/scripts", f"{TOP}/scripts"]
-from program import load                                        # noqa: E402
+from common import load                                        # noqa: E402
 from tap import Tap                                             # noqa: E402
 
 RUN = f"{TOP}/scripts/lab/run"

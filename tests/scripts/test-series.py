@@ -13,10 +13,10 @@ sys.dont_write_bytecode = True
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(TOP, "scripts"))
-import program
+from common import load
 from tap import Tap
 
-series = program.load("series")
+series = load("series")
 
 HEAD = "== cover\n\n"
 WRONG = (

@@ -19,7 +19,7 @@ sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, f"{TOP}/scripts")
-import program
+from common import load
 from tap import Tap
 
 PROGRAM = f"{TOP}/scripts/virtio-scsi-top"
@@ -34,7 +34,7 @@ MAPPED = THREADS + ["-device", json.dumps({
     "iothread-vq-mapping": [{"iothread": "a", "vqs": [0, 2]},
                             {"iothread": "b", "vqs": [1]}]})]
 tap = Tap()
-top = program.load("virtio-scsi-top")
+top = load("virtio-scsi-top")
 
 
 def call(*words, **env):

@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What our programs share: files, commands, and one way to end."""
+"""What our programs share: files, commands, one way to end, and one another.
+
+Who imports this finds the modules in the folders beside it, too.
+"""
 
 import argparse
+import functools
+import glob
+import importlib.machinery
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 
-TOP = os.path.abspath(f"{__file__}/../../..")
+SCRIPTS = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(SCRIPTS)
 BUILD = os.path.join(TOP, "build")
+sys.path += glob.glob(f"{SCRIPTS}/*/")
 
 
 class Problem(Exception):
@@ -89,3 +98,17 @@ def start(main, problems=(Problem, OSError)):
         sys.exit("%s: %s" % (os.path.basename(sys.argv[0]), problem))
     except KeyboardInterrupt as end:
         sys.exit(128 + (end.args or [signal.SIGINT])[0])
+
+
+@functools.lru_cache(maxsize=None)
+def load(name):
+    """A program, whose name has no .py, as a module; the same one each time, so
+    that the exceptions of one are those that another one catches."""
+    path = next(path for folder in ("", "*/")
+                for path in glob.glob(f"{SCRIPTS}/{folder}{name}")
+                if os.path.isfile(path))
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module

@@ -1,8 +1,10 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# First process of the test guest that scripts/lab/guest packs.  It loads the
-# drivers and runs the host's commands.
+# First process of a test's guest, /init of an initramfs that has busybox as
+# /usr/bin/busybox, the modules of virtio-scsi in /modules with their names in
+# /modules/order, and fio.  It loads the drivers and runs the host's commands, as
+# guest_shell.py says.
 #
 # ttyS0 is the console for people; what a program on the host reads goes to
 # ttyS1, one line per fact, starting with "@".
