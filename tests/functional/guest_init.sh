@@ -3,8 +3,8 @@
 #
 # First process of a test's guest, /init of an initramfs that has busybox as
 # /usr/bin/busybox, the modules of virtio-scsi in /modules with their names in
-# /modules/order, and fio.  It loads the drivers and runs the host's commands, as
-# guest_shell.py says.
+# /modules/order, and fio.  It loads the drivers and runs the host's commands,
+# as guest_shell.py says.
 #
 # ttyS0 is the console for people; what a program on the host reads goes to
 # ttyS1, one line per fact, starting with "@".

@@ -2,9 +2,10 @@
 """A Linux guest's command line, a shell in it that a migration doesn't end, and
 CPU time of QEMU's threads.
 
-The guest's init, guest_init.sh, reads lines "NUMBER LENGTH COMMAND" from a serial port.  A
-line that has another length was cut: it answers "@again NUMBER".  If the number
-isn't the last one it runs the command, else it only answers again:
+The guest's init, guest_init.sh, reads lines "NUMBER LENGTH COMMAND" from a
+serial port.  A line that has another length was cut: it answers "@again
+NUMBER".  If the number isn't the last one it runs the command, else it only
+answers again:
 
     @out NUMBER
     NUMBER|a line of output                 (for each line)

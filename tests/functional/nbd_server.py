@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An NBD server for one test: what it replies is the test's to say, right or not.
+"""An NBD server for one test, which says what it replies, right or not.
 
 This module needs nothing of QEMU's.
 """

@@ -18,8 +18,8 @@ servers that offer less than that, or lose one of them (VirtioScsiMultiConn).
 A fourth one has such disks of servers that want TLS, if QEMU can do that
 (VirtioScsiTls; `make check-tls` builds one that can).
 
-Servers that reply with too little, and such as are refused again and again, need
-no guest: qemu-io reads from them (VirtioScsiNbdReplies).
+Servers that reply with too little, and those that are refused again and again,
+need no guest: qemu-io reads from them (VirtioScsiNbdReplies).
 
 Servers, images and loop devices are private and gone at the end.
 """
