@@ -565,12 +565,12 @@ static void expect_thread(MqDev *d, const char *path, unsigned queue,
     g_assert_cmpint(qdict_get_bool(info, "polling"), ==, polling);
 }
 
-static void fall_back(MqDev *d, const DataConfig *cfg, unsigned spare)
+/* A driver starts the device where QEMU can open no more than @spare files. */
+static void start_with_files(MqDev *d, const DataConfig *cfg, unsigned spare)
 {
     pid_t pid = qtest_pid(d->qts);
     struct rlimit old, few;
 
-    begin(d);
     mq_reset(d);
     mq_setup(d, cfg->form, BLOCK);
     g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, NULL, &old), ==, 0);
@@ -578,10 +578,16 @@ static void fall_back(MqDev *d, const DataConfig *cfg, unsigned spare)
     g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, &few, NULL), ==, 0);
     mq_driver_ok(d);
     g_assert_cmpint(prlimit(pid, RLIMIT_NOFILE, &old, NULL), ==, 0);
+}
+
+static void fall_back(MqDev *d, const DataConfig *cfg, unsigned spare)
+{
+    begin(d);
+    start_with_files(d, cfg, spare);
     check_now(d); /* the main loop had a look; that is no kick */
 
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        expect_thread(d, "vs", i, NULL, pid, false);
+        expect_thread(d, "vs", i, NULL, qtest_pid(d->qts), false);
     }
     mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
     begin(d);
@@ -598,6 +604,43 @@ static void test_fallback(const DataConfig *cfg)
 
     fall_back(d, cfg, 0);
     fall_back(d, cfg, 2 * d->num_vqs - 1);
+    data_end(d);
+}
+
+/*
+ * A driver that starts the device again and again meanwhile fills no log: no
+ * more than 8 lines in 60 seconds of the VM, which are ours, and one that says
+ * that there would be more.
+ */
+static void test_fallback_log(const DataConfig *cfg)
+{
+    enum { ROUNDS = 50, PRINTED = 8 };
+    FILE *log = tmpfile();
+    int old = dup(STDERR_FILENO);
+    unsigned lines = 0;
+    char line[512];
+    MqDev *d;
+
+    g_assert_nonnull(log);
+    g_assert_cmpint(old, >=, 0);
+    g_assert_cmpint(dup2(fileno(log), STDERR_FILENO), >=, 0);
+    d = data_begin(cfg);
+    g_assert_cmpint(dup2(old, STDERR_FILENO), >=, 0);
+    close(old);
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        start_with_files(d, cfg, 2 * (i % d->num_vqs));
+    }
+    rewind(log);
+    while (fgets(line, sizeof(line), log)) {
+        lines += strstr(line, "virtio") != NULL;
+    }
+    fclose(log);
+    g_assert_cmpuint(lines, ==, PRINTED + 1);
+
+    mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
+    begin(d);
+    run_all(d);
     data_end(d);
 }
 
@@ -832,6 +875,8 @@ static const struct {
     { "kinds/no-ioeventfd", test_main_loop,
       { .form = MQ_INDIRECT, .props = MODERN ",\"ioeventfd\":false" } },
     { "kinds/fallback", test_fallback,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "kinds/fallback-log", test_fallback_log,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "end/abort", test_abort,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
