@@ -398,7 +398,7 @@ static void start(Hba *h, const HbaOps *ops, const char *hd_props)
         "\"filename\":\"%s\"},\"inject-error\":[{\"event\":\"none\","
         "\"iotype\":\"read\",\"sector\":%u,\"once\":true}]}'"
         " -blockdev '{\"driver\":\"null-co\",\"node-name\":\"slow\","
-        "\"size\":%u,\"latency-ns\":1000000000}'"
+        "\"size\":%u,\"latency-ns\":4000000000}'"
         " -device '{\"driver\":\"%s\",\"id\":\"hba\",\"addr\":\"%u\"}'"
         " -device '{\"driver\":\"scsi-hd\",\"bus\":\"hba.0\",\"scsi-id\":%u,"
         "\"drive\":\"disk\"%s}'"
