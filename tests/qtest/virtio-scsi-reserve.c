@@ -151,10 +151,14 @@ static MqCmd cmd_out(unsigned path, uint8_t action, uint8_t *param)
     return cmd;
 }
 
+static bool has_key(const struct virtio_scsi_cmd_resp *resp, uint8_t key)
+{
+    return resp->status == CHECK_CONDITION && (resp->sense[2] & 0xf) == key;
+}
+
 static bool is_preempted(const struct virtio_scsi_cmd_resp *resp)
 {
-    return resp->status == CHECK_CONDITION &&
-           (resp->sense[2] & 0xf) == UNIT_ATTENTION &&
+    return has_key(resp, UNIT_ATTENTION) &&
            mq_asc(resp) >= ASC_PREEMPTED_FIRST &&
            mq_asc(resp) <= ASC_PREEMPTED_LAST;
 }
@@ -166,16 +170,12 @@ static bool is_preempted(const struct virtio_scsi_cmd_resp *resp)
 static bool is_refused(const struct virtio_scsi_cmd_resp *resp)
 {
     return resp->status == RESERVATION_CONFLICT ||
-           (resp->status == CHECK_CONDITION &&
-            (resp->sense[2] & 0xf) == NOT_READY &&
-            mq_asc(resp) == ASC_COMM_FAILURE);
+           (has_key(resp, NOT_READY) && mq_asc(resp) == ASC_COMM_FAILURE);
 }
 
 static bool is_lost(const struct virtio_scsi_cmd_resp *resp)
 {
-    return resp->status == CHECK_CONDITION &&
-           (resp->sense[2] & 0xf) == ABORTED_COMMAND &&
-           mq_asc(resp) == ASC_COMM_FAILURE;
+    return has_key(resp, ABORTED_COMMAND) && mq_asc(resp) == ASC_COMM_FAILURE;
 }
 
 /* A command on its own, by another queue each; its status */
