@@ -13,9 +13,10 @@ import tempfile
 import time
 import uuid
 
-from guest_shell import GuestError, expect, wait_for
-from iscsi_target import TIED, free_port
+from guest_shell import TIED, GuestError, expect, wait_for
+from iscsi_target import free_port
 
+PROGRAMS = ("ceph", "rbd", "ceph-mon", "ceph-osd", "monmaptool")
 POOL = "rbd"
 CONF = """\
 [global]
@@ -111,6 +112,8 @@ class Cluster:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start(self):
+        # what is left of one that was killed
+        shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         fsid = str(uuid.uuid4())
         with open(self.conf, "w", encoding="ascii") as f:
@@ -126,6 +129,7 @@ class Cluster:
             self.make_osd(i)
         self.ceph("osd", "pool", "create", POOL, "32")
         wait_for("OSDs", self.up, 120)
+        return self
 
     def make_osd(self, number):
         name, key = f"osd.{number}", str(uuid.uuid4())
@@ -154,7 +158,10 @@ class Cluster:
         return {"driver": "rbd", "pool": POOL, "image": image,
                 "conf": self.conf, **more}
 
-    def remove(self):
+    def daemons(self):
+        return self.processes.values()
+
+    def end(self):
         for name in self.processes:
             self.kill(name)
         time.sleep(0.1)

@@ -32,6 +32,9 @@ STALL = re.compile(r"rcu.*(stall|starved)|soft lockup|hard LOCKUP")
 # What QEMU says when multi-threaded TCG loses a race
 FAULT = re.compile(r"iotlb_to_section")
 
+# A program that ends with this one, even if this is killed
+TIED = ["setpriv", "--pdeathsig", "KILL"]
+
 Thread = collections.namedtuple("Thread", "name usr sys cpu switches")
 
 

@@ -14,11 +14,10 @@ import subprocess
 import tempfile
 import time
 
-from guest_shell import expect, wait_for
+from guest_shell import TIED, expect, wait_for
 
 TGTD = shutil.which("tgtd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 IQN = "iqn.2026-01.test:disks"
-TIED = ["setpriv", "--pdeathsig", "KILL"]
 
 
 def free_port():
@@ -68,6 +67,7 @@ class Target:
         # From here on initiators get in.
         self.must("--op", "bind", "--mode", "target", "--tid", "1", "-I",
                   "127.0.0.1")
+        return self
 
     def answers(self):
         expect(self.process.poll() is None,
@@ -136,6 +136,9 @@ class Target:
             self.process = None
             time.sleep(0.1)     # its sockets
 
-    def remove_all(self):
+    def daemons(self):
+        return [self.process]
+
+    def end(self):
         self.kill()
         self.temporary.cleanup()

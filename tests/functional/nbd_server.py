@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An NBD server for one test, which says what it replies, right or not.
+"""NBD servers: programs, and one for a test that says what it replies, right
+or not.
 
 This module needs nothing of QEMU's.
 """
 
 import contextlib
+import os
 import socket
 import struct
+import subprocess
 import threading
+
+from guest_shell import TIED, GuestError, wait_for
 
 HAS_FLAGS, CAN_MULTI_CONN = 1 << 0, 1 << 8
 OPT_GO, OPT_STRUCTURED = 7, 8
@@ -95,3 +100,70 @@ class NbdServer:
     def close(self):
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
+
+
+def nbd_node(server, **more):
+    """-blockdev options; arguments with _ for -."""
+    more = {name.replace("_", "-"): value for name, value in more.items()}
+    return {"driver": "nbd", **more,
+            "server": {"type": "unix", "path": server.path}}
+
+
+class NbdProgram:
+    """One that listens on the Unix socket path; words: its command."""
+
+    def __init__(self, path, words):
+        self.path = path
+        self.words = words
+        self.process = None
+
+    def start(self):
+        """Until it answers. A killed server leaves its socket behind."""
+        if self.process and self.process.poll() is None:
+            return self
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self.process = subprocess.Popen(
+            TIED + self.words, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_for(f"answer of {os.path.basename(self.words[0])}",
+                 self.answers, 30)
+        return self
+
+    def answers(self):
+        if self.process.poll() is not None:
+            said = self.process.stderr.read().decode(errors="replace")
+            raise GuestError(f"{os.path.basename(self.words[0])} ended: "
+                             f"{said.strip() or self.process.returncode}")
+        with socket.socket(socket.AF_UNIX) as one:
+            try:
+                one.connect(self.path)
+            except OSError:
+                return False
+            one.settimeout(30)
+            return one.recv(8) == b"NBDMAGIC"
+
+    def kill(self):
+        """As if its machine had gone: no good-bye."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process.stderr.close()
+            self.process = None
+
+    def stop(self):
+        """Orderly, so that all is in the image."""
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise GuestError(f"{self.words[0]} does not end") from None
+            self.process.stderr.close()
+            self.process = None
+
+    def daemons(self):
+        return [self.process]
+
+    node, end = nbd_node, kill

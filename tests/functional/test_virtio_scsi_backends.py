@@ -42,8 +42,9 @@ import threading
 import time
 import unittest
 
-from guest_shell import GuestError, expect, fio_verified, wait_for
-from nbd_server import DONE, NONE, NbdServer, chunk, content, simple
+from guest_shell import TIED, GuestError, expect, fio_verified, wait_for
+from nbd_server import (DONE, NONE, NbdProgram, NbdServer, chunk, content,
+                        nbd_node, simple)
 from qemu_test import BUILD_DIR, QemuSystemTest
 from virtio_scsi_guest import GuestMachine, GuestTest, output
 
@@ -54,8 +55,6 @@ USED = 32 * MIB                 # fio writes here; what is behind must stay
 REGION = "4M"                   # of one queue's job; two disks may share it all
 SECONDS = 4                     # of load on each
 NBDKIT = shutil.which("nbdkit") or "/usr/sbin/nbdkit"
-# Ends with this program, even if that is killed.
-TIED = ["setpriv", "--pdeathsig", "KILL"]
 
 
 def tool(name):
@@ -70,68 +69,14 @@ def beside_qemu(name):
 
 # ---------------------------------------------------------------- backends
 
-class Server:
-    """An NBD server on a Unix socket; words: its command up to the socket."""
-
-    def __init__(self, path, words):
-        self.path = path
-        self.words = words
-        self.process = None
-
-    def start(self):
-        """Until it answers. A killed server leaves its socket behind."""
-        if self.process and self.process.poll() is None:
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        self.process = subprocess.Popen(
-            TIED + self.words, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        wait_for(f"answer of {os.path.basename(self.words[0])}",
-                 self.answers, 30)
-
-    def answers(self):
-        if self.process.poll() is not None:
-            said = self.process.stderr.read().decode(errors="replace")
-            raise GuestError(f"{os.path.basename(self.words[0])} ended: "
-                           f"{said.strip() or self.process.returncode}")
-        with socket.socket(socket.AF_UNIX) as one:
-            try:
-                one.connect(self.path)
-            except OSError:
-                return False
-            one.settimeout(30)
-            return one.recv(8) == b"NBDMAGIC"
-
-    def kill(self):
-        """As if its machine had gone: no good-bye."""
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            self.process.stderr.close()
-            self.process = None
-
-    def stop(self):
-        """Orderly, so that all is in the image."""
-        if self.process:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self.kill()
-                raise GuestError(f"{self.words[0]} does not end") from None
-            self.process.stderr.close()
-            self.process = None
-
-
 def qemu_nbd(path, image, shared=32):
-    return Server(path, [tool("qemu-nbd"), "--persistent", f"--shared={shared}",
+    return NbdProgram(path, [tool("qemu-nbd"), "--persistent", f"--shared={shared}",
                          "-f", "raw", "--cache=none", "--aio=native", "-k",
                          path, image])
 
 
 def storage_daemon(path, image):
-    return Server(path, [
+    return NbdProgram(path, [
         tool("storage-daemon/qemu-storage-daemon"), "--blockdev", json.dumps(
             {"node-name": "export", **file_node(image)}),
         "--nbd-server", f"addr.type=unix,addr.path={path}",
@@ -139,7 +84,7 @@ def storage_daemon(path, image):
 
 
 def nbdkit(path, *plugin):
-    return Server(path, [NBDKIT, "-f", "-U", path, *plugin])
+    return NbdProgram(path, [NBDKIT, "-f", "-U", path, *plugin])
 
 
 class Pieces:
@@ -217,12 +162,6 @@ def hash_of(data):
 def file_node(path, aio="native", driver="file"):
     return {"driver": driver, "filename": path, "aio": aio,
             "cache": {"direct": True}}
-
-
-def nbd_node(server, **more):
-    more = {name.replace("_", "-"): value for name, value in more.items()}
-    return {"driver": "nbd", **more,
-            "server": {"type": "unix", "path": server.path}}
 
 
 def attach_loop(path):

@@ -16,7 +16,7 @@ the guest.
 import shutil
 import unittest
 
-from ceph_cluster import Cluster
+from ceph_cluster import PROGRAMS, Cluster
 from guest_shell import expect, wait_for
 from qemu_test import QemuSystemTest
 from virtio_scsi_guest import GuestTest
@@ -36,8 +36,7 @@ class CephTest(GuestTest):
 
     @classmethod
     def setUpClass(cls):
-        missing = [name for name in ("ceph", "rbd", "ceph-mon", "ceph-osd",
-                                     "monmaptool") if not shutil.which(name)]
+        missing = [name for name in PROGRAMS if not shutil.which(name)]
         if missing:
             raise unittest.SkipTest(f"not installed: {', '.join(missing)}")
         super().setUpClass()
@@ -50,7 +49,7 @@ class CephTest(GuestTest):
     def tearDownClass(cls):
         cls.drop()
         if cls.cluster:
-            cls.cluster.remove()
+            cls.cluster.end()
         super().tearDownClass()
 
     @classmethod

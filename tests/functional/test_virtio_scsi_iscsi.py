@@ -61,7 +61,7 @@ class IscsiTest(GuestTest):
     def tearDownClass(cls):
         cls.drop()
         if cls.target:
-            cls.target.remove_all()
+            cls.target.end()
         super().tearDownClass()
 
     @classmethod
