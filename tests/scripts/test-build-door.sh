@@ -310,6 +310,42 @@ refuses "build: bad FULL" "FULL=yes" env FULL=yes "$build" ours
 refuses "build: install without a build" "nothing built" "$build" install
 refuses "build: unknown word" "usage" "$build" theirs
 
+# configures MODE FOLDER WORD...: the source that is configured in build/MODE,
+# and what is among the words for it; -WORD: what isn't
+configures() {
+    mode=$1 folder=$2
+    shift 2
+    rm -f "$top"/build/*.log
+    PATH=$PATH:$bin "$build" "$mode" > "$out" 2>&1
+    log=$top/build/$mode.configure.log
+    grep -q "^$top/build/$folder/configure " "$log" 2>> "$out"
+    result $? "build: $mode is of $folder"
+    for word; do
+        wanted=0
+        case $word in -*) wanted=1 ;; esac
+        grep -q -e "--enable-${word#-}" "$log" 2>> "$out"
+        result $(($? != wanted)) "build: $mode, $word"
+    done
+}
+for folder in src base; do
+    mkdir -p "$top/build/$folder"
+    echo 'echo "$0 $*"; exit 1' > "$top/build/$folder/configure"
+    chmod +x "$top/build/$folder/configure"
+    : > "$top/build/$folder/pythondeps.toml"
+done
+: > "$top/build/base.stamp"
+ln -sf "$(command -v true)" "$bin/clang"
+configures stock base -rbd -asan -tsan
+configures storage src rbd libiscsi -asan -tsan
+configures stock-storage base rbd libiscsi -asan -tsan
+configures asan src asan ubsan -rbd -tsan
+configures storage-asan src asan ubsan rbd libiscsi
+configures storage-tsan src tsan rbd libiscsi -asan
+configures stock-tsan base tsan -rbd -asan
+export FULL=1
+configures stock-storage base rbd linux-aio
+unset FULL
+
 ## scripts/check/check: counting
 
 top=$tmp/check
