@@ -413,6 +413,21 @@ def bad_input_is_one_line(room):
 
 
 @test
+def damaged_results_are_named(room):
+    room.bench("--only", "null-1", "--rounds", "1")
+    path = os.path.join(room.out, "results.json")
+    with open(path) as file:
+        whole = file.read()
+    for text in (whole[:-20], "\udc80", "[]", "{}", "7"):
+        with open(path, "w", errors="surrogateescape") as file:
+            file.write(text)
+        for option in ("--report", "--update-readme"):
+            done = room.bench(option)
+            same((done.returncode, done.stdout, done.stderr), (
+                1, "", f"bench: {path} is damaged: run make bench again\n"))
+
+
+@test
 def minor_cases_have_fewer_rounds(room):
     room.bench("--only", "null-1", "--only", "packed", "--rounds", "5")
     calls = room.calls()
