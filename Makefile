@@ -17,7 +17,7 @@ unexport MAKEFLAGS MFLAGS
 .PHONY: help build stock install run check check-style check-tsan check-asan \
         check-model check-guest check-libvirt check-migration check-backends \
         check-tls check-iscsi check-ceph soak coverage \
-        bench bench-nbd profile docs check-docs series check-series deb check-deb \
+        bench bench-net profile docs check-docs series check-series deb check-deb \
         base deps clean distclean
 
 help: ## this list
@@ -49,7 +49,7 @@ help: ## this list
 #:         make coverage        which lines and branches of ours the tests run
 #:         make fuzz            one fuzzer for a while: TARGET=NAME SECONDS=N
 #: Measure make bench           stock virtio-scsi, virtio-blk, fio beside; ROUNDS=N
-#:         make bench-nbd       several IOThreads on a network disk
+#:         make bench-net       IOThreads on disks of NBD, iSCSI and Ceph
 #:         make profile         where the time goes: CONFIG=NAME
 #:                              (scripts/bench/bench --list has the names)
 #: Take    make series          mails to git am; check-series proves them (SERIES=A
@@ -151,10 +151,10 @@ bench: build stock ## CPU per I/O, IOPS and latency: ours, stock virtio-scsi and
 	@scripts/build/build-qemu tests tests/qtest/virtio-load
 	@scripts/bench/bench $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
-bench-nbd: build stock ## what several IOThreads cost on a network disk's connections
+bench-net: storage ## what several IOThreads cost on disks of NBD, iSCSI and Ceph
 	@scripts/build/deps backends
-	@scripts/build/build-qemu tests tests/qtest/virtio-load
-	@scripts/bench/bench --nbd $(if $(ROUNDS),--rounds '$(ROUNDS)')
+	@scripts/build/build-qemu stock-storage
+	@scripts/bench/bench --net $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 profile: build stock ## where the CPU time of one configuration goes
 	@scripts/build/deps profile
@@ -214,8 +214,8 @@ deps: ## install the packages the build needs (only the missing ones)
 	@scripts/build/deps build
 
 clean: ## delete what was built; keeps the base, the downloads and the guest
-	rm -rf build/obj build/full build/stock build/stock-full build/src* \
-	    build/tsan build/stock-tsan build/asan build/coverage* \
+	rm -rf build/obj build/full build/stock* build/src* build/storage* \
+	    build/tsan build/asan build/coverage* \
 	    build/check build/bench build/series build/check-series \
 	    build/docs build/docs.warnings build/deb build/model \
 	    build/qemu-* build/*.log build/.[a-z]*

@@ -163,35 +163,26 @@ CHART = {"null-1": "null-co 4K\\n1 IOThread",
 # ----------------------------------------------- several IOThreads on a network
 
 FLIGHT = 32                     # requests in flight in each of these cases
-# (name, title, IOThreads, connections, does an IOThread keep to its own?)
-SHAPES = [("1", "1 IOThread, 1 connection", 1, 1, False),
-          ("2", "2 IOThreads, 1 connection", 2, 1, False),
-          ("4", "4 IOThreads, 1 connection", 4, 1, False),
-          ("1-2c", "1 IOThread, 2 connections", 1, 2, False),
-          ("2-2c", "2 IOThreads, both on both of 2 connections", 2, 2, False),
-          ("2-own", "2 IOThreads, each with a connection", 2, 2, True),
-          ("2-multi", "2 IOThreads, one disk, multi-conn=2", 2, 1, False)]
+# (name, title, what else its cases have); virtio-blk is no SCSI device, and
+# stock has one connection
+NETWORK = [(name, name, {"backend": name}) for name in
+           ("qemu-nbd", "nbdkit", "iscsi", "rbd")] + [
+    (f"{name}-multi", f"{name}, multi-conn=4",
+     {"backend": f"{name}:4", "subjects": ("ours",)})
+    for name in ("qemu-nbd", "nbdkit")] + [
+    ("scsi-block", "iscsi, scsi-block",
+     {"backend": "iscsi", "disk": "scsi-block", "subjects": SCSI})]
 
 
-def network_cases(*backends):
-    """Servers without data, so that the way there is measured. virtio-blk is
-    one disk, so it has one connection."""
-    for backend in backends:
+def network_cases():
+    for name, title, more in NETWORK:
         for rw in ("read", "write"):
-            for name, title, iothreads, connections, own in SHAPES:
-                queues = max(iothreads, connections)
-                more = {"luns": connections} if connections > 1 else {}
-                if own:
-                    more["own_lun"] = True
-                multi = name == "2-multi"
-                yield case(f"{backend}-{rw}-{name}",
-                           f"{backend}, 4K {rw}, {title}", core=True,
-                           backend=f"{backend}:2" if multi else backend,
-                           subjects=("ours",) if multi else
-                           QEMUS if connections == 1 else SCSI,
-                           base=None if name == "1" else f"{backend}-{rw}-1",
-                           rw=rw, queues=queues, iothreads=iothreads,
-                           depth=FLIGHT // queues, **more)
+            for count in (1, 2, 4):
+                yield case(f"{name}-{rw}-{count}", f"{title}, 4K {rw}, {count} "
+                           f"IOThread{'s' * (count > 1)}", core=True, rw=rw,
+                           base=f"{name}-{rw}-1" if count > 1 else None,
+                           queues=count, iothreads=count, depth=FLIGHT // count,
+                           **more)
 
 
 # ------------------------------------------------------------- queues that move
@@ -260,11 +251,10 @@ SETS = {
          ("by_subject", "rss", "rss_idle", "rss_loaded", "own_idle",
           "own_loaded")],
         PAGES + "cost.rst", "bench"),
-    "nbd": Set(
-        "IOThreads and the connections to NBD servers",
-        lambda: network_cases("qemu-nbd", "nbdkit"), [],
+    "net": Set(
+        "IOThreads on disks of NBD, iSCSI and RBD", network_cases, [],
         [("to_base", "iops"), ("to_base", "cpu"), ("compare", "cpu"),
-         ("compare", "server_cpu"), ("compare", "iops")],
+         ("compare", "server_cpu"), ("compare", "iops"), ("compare", "p99")],
         PAGES + "backends.rst", "bench"),
     "balance": Set(
         "queues that move between IOThreads, each as long as it needs",

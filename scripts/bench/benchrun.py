@@ -2,19 +2,23 @@
 """One run of the load generator (tests/bench/virtio-load.c) or of fio, and the
 back ends that the cases use."""
 
-import functools
+from functools import lru_cache, partial
 import json
 import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
-import time
 
 from benchcases import SUBJECTS
-from common import BUILD, Problem, read
+from common import BUILD, TOP, Problem, read
+
+sys.path.append(f"{TOP}/tests/functional")
+import ceph_cluster
+import iscsi_target
+import nbd_server
 
 WARM_UP = 0.15                  # seconds before each measurement
 PATIENCE = 60                   # seconds on top: a run that takes longer hangs
@@ -36,17 +40,17 @@ def add_program_options(parser):
         help="for results and the disk image (default build/bench)")
 
 
-def find_programs(args):
-    """Fill in the options of add_program_options and check them."""
-    ours = os.path.join(BUILD, "qemu-system-x86_64")
-    obj = os.path.dirname(os.path.realpath(ours))
-    full = "-full" if os.path.basename(obj) == "full" else ""
-    args.binary = program(args.binary or ours, "run make first")
+def find_programs(args, net=False):
+    """Fill in the options of add_program_options and check them; `net`: QEMUs
+    with the drivers of iSCSI and RBD."""
+    obj = os.path.dirname(os.path.realpath(f"{BUILD}/qemu-system-x86_64"))
+    kind = "-storage" * net or "-full" * obj.endswith("/full")
+    how = f"run make bench{'-net' * net} first"
+    args.binary = program(args.binary or os.path.join(
+        BUILD, "storage" * net, "qemu-system-x86_64"), how)
     args.stock_binary = program(
-        args.stock_binary or f"{BUILD}/stock{full}/qemu-system-x86_64",
-        "run make stock first")
-    args.load = program(args.load or f"{obj}/tests/qtest/virtio-load",
-                        "run make bench first")
+        args.stock_binary or f"{BUILD}/stock{kind}/qemu-system-x86_64", how)
+    args.load = program(args.load or f"{obj}/tests/qtest/virtio-load", how)
     args.out = os.path.abspath(args.out)
     os.makedirs(args.out, exist_ok=True)
 
@@ -166,7 +170,7 @@ def fio_job(words, timeout=PATIENCE):
         raise Problem("fio made no report") from None
 
 
-@functools.lru_cache(maxsize=None)
+@lru_cache(maxsize=None)
 def fio_overhead():
     """CPU seconds that fio needs for itself, whatever it measures."""
     return fio_job(["fio", "--name=none", "--ioengine=null", "--size=4k",
@@ -192,15 +196,18 @@ def run_fio(words, timeout):
 
 # ------------------------------------------------------------------- back ends
 
-IMAGE_SIZE = 512 << 20
+IMAGE_SIZE, NETWORK_SIZE = 512 << 20, 64 << 20
 RAM = "/dev/shm"                # of cases in which no device hides the cost
-# {beside}: the folder of our QEMU, {socket}: where the server shall be
-SERVERS = {
-    "qemu-nbd": ["{beside}/qemu-nbd", "--persistent", "--shared=64", "-k",
-                 "{socket}", "--image-opts",
-                 "driver=null-co,size=8G,read-zeroes=off"],
-    "nbdkit": ["nbdkit", "-f", "-U", "{socket}", "null", "8G"],
-}
+
+
+def fill(path, size):
+    """A file of random data, all or nothing."""
+    chunk = os.urandom(1 << 20)
+    with open(path + ".new", "wb") as file:
+        for _ in range(size // len(chunk)):
+            file.write(chunk)
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
 
 
 class Null:
@@ -226,19 +233,10 @@ class File(Null):
     def __init__(self, path, qemu_io, keep):
         self.path, self.qemu_io, self.keep = path, qemu_io, keep
 
-    def make(self):
-        if os.path.exists(self.path) and \
-                os.path.getsize(self.path) == IMAGE_SIZE:
-            return
-        chunk = os.urandom(1 << 20)
-        with open(self.path + ".new", "wb") as file:
-            for _ in range(IMAGE_SIZE // len(chunk)):
-                file.write(chunk)
-            os.fsync(file.fileno())
-        os.replace(self.path + ".new", self.path)
-
     def option(self, aio):
-        self.make()
+        if not os.path.exists(self.path) or \
+                os.path.getsize(self.path) != IMAGE_SIZE:
+            fill(self.path, IMAGE_SIZE)
         done = subprocess.run(
             [self.qemu_io, "-c", "read -q 0 4k", "--image-opts",
              f"driver=file,filename={self.path.replace(',', ',,')},aio={aio},"
@@ -255,50 +253,64 @@ class File(Null):
 
 
 class Server(Null):
-    """An NBD server on a Unix socket."""
+    """Of network disks, up from the first case on that has one."""
 
-    def __init__(self, name, folder, beside):
-        self.name = name
-        self.socket = os.path.join(folder, name)
-        self.words = [word.format(beside=beside, socket=self.socket)
-                      for word in SERVERS[name]]
-        self.process = None
-
-    def start(self):
-        if self.process:
-            return
-        if not shutil.which(self.words[0]):
-            raise Unavailable(f"no program {self.words[0]}")
-        with open(self.socket + ".log", "w+", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                # ends even if this program is killed
-                ["setpriv", "--pdeathsig", "KILL", *self.words],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            for _ in range(300):
-                with socket.socket(socket.AF_UNIX) as one:
-                    if one.connect_ex(self.socket) == 0:
-                        return
-                if self.process.poll() is not None:
-                    break
-                time.sleep(0.1)
-            log.seek(0)
-            raise Problem(f"{self.name} does not start: {log.read().strip()}")
+    def __init__(self, args, driver, programs, begin, *disk):
+        self.binaries = args.binary, args.stock_binary
+        self.driver, self.programs = driver, programs
+        self.begin, self.disk, self.up = begin, disk, None
 
     def option(self, connections):
-        self.start()
-        more = {"multi-conn": int(connections)} if connections else {}
-        return json.dumps({"driver": "nbd", **more,
-                           "server": {"type": "unix", "path": self.socket}})
+        missing = [name for name in self.programs if not shutil.which(name)]
+        if missing:
+            raise Unavailable(f"no program {', '.join(missing)}")
+        for path in self.binaries:
+            if self.driver not in output([path, "-drive",
+                                          "format=help"]).split():
+                raise Unavailable(f"{path} has no driver {self.driver}")
+        self.up = self.up or self.begin()
+        more = {"multi_conn": int(connections)} if connections else {}
+        return json.dumps(self.up.node(*self.disk, **more))
 
     def cpu(self):
-        stat = read(f"/proc/{self.process.pid}/stat")
-        words = stat.rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+        found = [read(f"/proc/{process.pid}/stat").rpartition(")")[2].split()
+                 for process in self.up.daemons()]
+        return sum(int(words[11]) + int(words[12])
+                   for words in found) / os.sysconf("SC_CLK_TCK")
 
     def close(self):
-        if self.process:
-            self.process.kill()
-            self.process.wait()
+        if self.up:
+            self.up.end()
+
+
+def begin_iscsi(folder):
+    target = iscsi_target.Target(folder)
+    fill(target.path(1), NETWORK_SIZE)
+    target.add(1, NETWORK_SIZE)
+    return target.start()
+
+
+def begin_rbd(folder):
+    cluster = ceph_cluster.Cluster(folder, 1).start()
+    fill(f"{folder}/data", NETWORK_SIZE)
+    cluster.rbd("import", f"{folder}/data", "disk")
+    return cluster
+
+
+def servers(args, folder):
+    """Those of NBD hold no data, so that the way there is measured."""
+    beside = os.path.dirname(os.path.realpath(args.binary))
+    nbd = {"qemu-nbd": [f"{beside}/qemu-nbd", "--persistent", "--shared=64",
+                        "--image-opts", "driver=null-co,size=8G,read-zeroes="
+                        "off", "-k", f"{folder}/qemu-nbd"],
+           "nbdkit": ["nbdkit", "-f", "-U", f"{folder}/nbdkit", "null", "8G"]}
+    return {**{name: Server(args, "nbd", words[:1], nbd_server.NbdProgram(
+                   f"{folder}/{name}", words).start)
+               for name, words in nbd.items()},
+            "iscsi": Server(args, "iscsi", [iscsi_target.TGTD or "tgtd"],
+                            partial(begin_iscsi, args.out), 1),
+            "rbd": Server(args, "rbd", ceph_cluster.PROGRAMS, partial(
+                begin_rbd, f"{args.out}/ceph"), "disk")}
 
 
 class Backends:
@@ -308,14 +320,14 @@ class Backends:
 
     def __init__(self, args):
         self.folder = tempfile.mkdtemp(prefix="bench-")
-        beside = os.path.dirname(os.path.realpath(args.binary))
-        qemu_io = os.path.join(beside, "qemu-io")
+        qemu_io = os.path.join(os.path.dirname(os.path.realpath(args.binary)),
+                               "qemu-io")
         self.all = {
             "null-co": Null(),
             "file": File(os.path.join(args.out, "disk.img"), qemu_io, True),
             "ram": File(f"{RAM}/virtio-scsi-bench-{os.getpid()}.img", qemu_io,
                         False),
-            **{name: Server(name, self.folder, beside) for name in SERVERS}}
+            **servers(args, self.folder)}
 
     def __enter__(self):
         return self
@@ -328,7 +340,7 @@ class Backends:
     def of(self, one):
         return self.all[one.backend.partition(":")[0]]
 
-    @functools.lru_cache(maxsize=None)
+    @lru_cache(maxsize=None)
     def option(self, name):
         kind, _, aio = name.partition(":")
         return self.all[kind].option(aio)

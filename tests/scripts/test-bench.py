@@ -79,21 +79,35 @@ print(json.dumps({"jobs": [{
     "write": {"total_ios": 0}}]}, indent=1))
 '''
 
-FAKE_QEMU = '#!/bin/sh\necho "QEMU emulator version 10.0.99 (fake)"\n'
+FAKE_QEMU = '''#!/bin/sh
+case $1 in
+-drive) echo Supported formats: iscsi nbd rbd ;;
+*) echo "QEMU emulator version 10.0.99 (fake)" ;;
+esac
+'''
 FAKE_QEMU_IO = '#!/bin/sh\n[ ! -e "${0%/*}/broken" ] || { echo no such aio; exit 1; }\n'
 
 # Plays qemu-nbd: takes connections, and notes that it runs.
 FAKE_NBD = r'''#!/usr/bin/python3
 import os, socket, sys
-with open(os.path.join(os.path.dirname(__file__), "nbd.pid"), "w") as file:
-    file.write("%d" % os.getpid())
+with open(os.path.join(os.path.dirname(__file__), "servers"), "a") as file:
+    file.write("%d\n" % os.getpid())
 if os.environ.get("FAKE_NBD_FAIL"):
     sys.exit("qemu-nbd: no room on the harbour")
 one = socket.socket(socket.AF_UNIX)
 one.bind(sys.argv[sys.argv.index("-k") + 1])
 one.listen()
 while True:
-    one.accept()
+    one.accept()[0].sendall(b"NBDMAGIC")
+'''
+
+# Plays the daemons of Ceph and iSCSI, and ceph itself, which says that all is
+# well.
+FAKE_DAEMON = r'''#!/bin/sh
+case " $* " in
+*" -f "*) echo $$ >> "${0%/*}/servers"; exec sleep 600 ;;
+esac
+echo "1 osds: 1 up,"
 '''
 
 PAGE = "docs/devel/virtio-scsi-cost.rst"
@@ -348,7 +362,7 @@ def balance_goals_say_what_results_say(room):
 
 @test
 def balance_has_a_place_in_the_cost_page(room):
-    done = room.bench("--balance", "--nbd")
+    done = room.bench("--balance", "--net")
     same((done.returncode, "not allowed with" in done.stderr), (2, True))
     room.bench("--balance", "--rounds", "5")
     with open(room.path(PAGE), "w", encoding="utf-8") as file:
@@ -362,44 +376,99 @@ def balance_has_a_place_in_the_cost_page(room):
 
 
 @test
-def nbd_ratios_are_to_one_iothread(room):
+def network_ratios_are_to_one_iothread(room):
     results = results_of({
         ("nbdkit-read-1", "ours"): {0: {"iops": 100, "cpu": 10}},
         ("nbdkit-read-2", "ours"): {0: {"iops": 50, "cpu": 30}},
-        ("nbdkit-read-2-own", "ours"): {0: {"iops": 200, "cpu": 10}}})
-    results["cases"] = [one._asdict() for one in benchcases.SETS["nbd"].cases()]
+        ("nbdkit-multi-read-1", "ours"): {0: {"iops": 100, "cpu": 10}},
+        ("nbdkit-multi-read-2", "ours"): {0: {"iops": 200, "cpu": 10}}})
+    results["cases"] = [one._asdict() for one in benchcases.SETS["net"].cases()]
     for metric, wanted in (("iops", ["0.50 (0.50-0.50)", "2.00 (2.00-2.00)"]),
                            ("cpu", ["3.00 (3.00-3.00)", "1.00 (1.00-1.00)"])):
         same([row[1] for row in benchreport.to_base(results, False, metric)[1]],
              wanted)
 
 
+def no_server_is_left(room):
+    with open(room.path("servers")) as file:
+        for pid in file.read().split():
+            assert not os.path.exists("/proc/" + pid), "a server is left"
+
+
+def net(room, *only, **env):
+    """Run these cases of the set; (what it says, {case: its first call})."""
+    room.program("qemu-nbd", FAKE_NBD)
+    words = [word for text in only for word in ("--only", text)]
+    done = room.bench("--net", "--rounds", "1", *words, **env)
+    same((done.returncode, done.stderr.count("FAILED")), (0, 0))
+    with open(os.path.join(room.out, "net", "results.json")) as file:
+        results = json.load(file)
+    calls = {run["case"]: call for run, call in
+             reversed(list(zip(results["runs"], room.calls())))}
+    for run in results["runs"]:
+        assert run["figures"]["server_cpu"] >= 0, run
+    no_server_is_left(room)
+    return done.stdout, calls
+
+
 @test
 def nbd_cases_have_a_server(room):
-    room.program("qemu-nbd", FAKE_NBD)
-    words = ("--nbd", "--only", "qemu-nbd-read-", "--rounds", "1")
-    done = room.bench(*words)
-    same(done.returncode, 0)
-    calls = [c for c in room.calls() if "--own-lun" in c]
-    same(heads(calls), ["ours-scsi", "stock-scsi"])     # blk is one disk
-    assert '/qemu-nbd"}' in calls[0] and "--luns 2" in calls[0], calls[0]
-    assert "each with a connection" in done.stdout, done.stdout
-    with open(os.path.join(room.out, "nbd", "results.json")) as file:
-        assert json.load(file)["runs"][0]["figures"]["server_cpu"] >= 0
-    with open(room.path("nbd.pid")) as file:
-        assert not os.path.exists("/proc/" + file.read()), "qemu-nbd is left"
-    done = room.bench(*words, FAKE_NBD_FAIL="1")
+    said, calls = net(room, "qemu-nbd-read-2", "qemu-nbd-multi-read-2")
+    assert "multi-conn" not in calls["qemu-nbd-read-2"], calls
+    assert '"multi-conn": 4' in calls["qemu-nbd-multi-read-2"], calls
+    assert '/qemu-nbd"}' in calls["qemu-nbd-read-2"], calls
+    # stock has no such option
+    same(heads(room.calls()), ["ours-scsi", "stock-scsi", "stock-blk",
+                               "ours-scsi"])
+    assert "qemu-nbd, multi-conn=4, 4K read, 2 IOThreads" in said, said
+    done = room.bench("--net", "--only", "qemu-nbd-", FAKE_NBD_FAIL="1")
     same((done.returncode, done.stderr),
-         (1, "bench: qemu-nbd does not start: qemu-nbd: no room on the "
-          "harbour\n"))
+         (1, "bench: qemu-nbd ended: qemu-nbd: no room on the harbour\n"))
 
 
 @test
-def nbd_cases_without_server_are_skipped(room):
-    done = room.bench("--nbd", "--only", "qemu-nbd-read-1", "--rounds", "1")
-    assert "- skipped: qemu-nbd, 4K read, 1 IOThread, 1 connection: no " \
-        "program " in done.stdout, done.stdout
+def iscsi_cases_have_a_target(room):
+    room.program("tgtd", FAKE_DAEMON)
+    room.program("tgtadm", "#!/bin/sh\n")
+    _, calls = net(room, "iscsi-read-4", "scsi-block-write-2")
+    for case, words in (("iscsi-read-4", "--iothreads 4"),
+                        ("scsi-block-write-2", "--disk scsi-block")):
+        assert words in calls[case], calls
+        assert '"driver": "iscsi"' in calls[case] and '"lun": 1' in calls[case]
+    assert "--disk" not in calls["iscsi-read-4"], calls
+    # what is passed through is no disk of virtio-blk
+    same(heads(room.calls()), ["ours-scsi", "stock-scsi", "stock-blk",
+                               "ours-scsi", "stock-scsi"])
+
+
+@test
+def rbd_cases_have_a_cluster(room):
+    for name in ("ceph", "rbd", "monmaptool", "ceph-mon", "ceph-osd"):
+        room.program(name, FAKE_DAEMON)
+    _, calls = net(room, "rbd-read-1")
+    assert '"driver": "rbd"' in calls["rbd-read-1"], calls
+    same(heads(room.calls()), ["ours-scsi", "stock-scsi", "stock-blk"])
+    assert not os.path.exists(os.path.join(room.out, "net", "ceph"))
+
+
+def skipped(room, only, **env):
+    done = room.bench("--net", "--only", only, "--rounds", "1", **env)
+    same((done.returncode, done.stderr), (0, ""))
     assert not os.path.exists(room.path("calls"))
+    return done.stdout
+
+
+@test
+def network_disks_that_cant_be_are_skipped_with_the_reason(room):
+    said = skipped(room, "qemu-nbd-read-1")
+    assert "- skipped: qemu-nbd, 4K read, 1 IOThread: no program " in said, said
+    os.symlink(sys.executable, room.path("python3"))
+    said = skipped(room, "rbd-write-4", PATH=room.folder)
+    assert "no program ceph, rbd, ceph-mon" in said, said
+    room.program("qemu-nbd", FAKE_NBD)
+    room.program("stock", FAKE_QEMU.replace("nbd", ""))
+    said = skipped(room, "qemu-nbd-read-1")
+    assert "/stock has no driver nbd" in said, said
 
 
 @test
