@@ -177,6 +177,37 @@ def limits(vm):
                f"{lun}, which has a limit of {before} blocks")
 
 
+def zeroes(target, lun):
+    """Writes of zeroes, which the target makes, are the first ones that the
+    node gets from any IOThread."""
+    with open(target.path(lun), "r+b") as f:
+        f.write(b"\xee" * MIB)
+    generator(target.node(lun, detect_zeroes="on"), "--rw", "write",
+              "--region", "1M", seconds=1, verify=False)
+    with open(target.path(lun), "rb") as f:
+        found = {f.read(512) for _ in range(MIB // 512)}
+    expect(bytes(512) in found, "no block became zero")
+
+
+def copies(vm, target):
+    """A backup that asks the target to copy."""
+    for number in (8, 9):
+        target.add(number, MIB)
+        vm.command("blockdev-add", node_name=f"copy{number}",
+                   **target.node(number))
+    with open(target.path(8), "r+b") as f:
+        f.write(os.urandom(MIB))
+    vm.command("blockdev-backup", job_id="copy", device="copy8", target="copy9",
+               sync="full", x_perf={"use-copy-range": True})
+    wait_for("end of the backup",
+             lambda: not vm.command("query-block-jobs"))
+    with open(target.path(8), "rb") as one, open(target.path(9), "rb") as two:
+        expect(one.read() == two.read(), "the copy isn't like the disk")
+    for number in (8, 9):
+        vm.command("blockdev-del", node_name=f"copy{number}")
+        target.remove(number)
+
+
 # ---------------------------------------------------------------- reservations
 
 def persist(vm, lun, words, kind=0):
@@ -504,6 +535,9 @@ class VirtioScsiIscsi(IscsiTest, QemuSystemTest):
                       f"{told['iops']:.0f} IOPS, "
                       f"{told['cpu_ns_per_io'] / 1000:.1f} us each")
 
+    def test_01_zeroes(self):
+        zeroes(self.target, 1)
+
     def test_02_load(self):
         self.run_guarded(lambda vm: load_all(vm, (HD, ONE, GENERIC)))
 
@@ -530,7 +564,10 @@ class VirtioScsiIscsi(IscsiTest, QemuSystemTest):
                 reset_while_held(vm, self.target, lun)
         self.run_guarded(resets)
 
-    def test_10_end(self):
+    def test_10_copies(self):
+        self.run_guarded(lambda vm: copies(vm, self.target))
+
+    def test_11_end(self):
         self.end_guest()
 
 
