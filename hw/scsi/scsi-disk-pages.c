@@ -556,6 +556,40 @@ unsigned scsi_disk_unmap_ranges(const uint8_t *descriptors, unsigned num,
 }
 
 /*
+ * GET LBA STATUS (SBC-3, 5.5)
+ */
+
+#define LBA_STATUS_HEADER       8
+#define LBA_STATUS_DESCRIPTOR   16
+
+enum { LBA_MAPPED, LBA_DEALLOCATED };
+
+uint64_t scsi_disk_add_lba_status(uint8_t *buf, uint64_t lba, uint64_t blocks,
+                                  bool deallocated)
+{
+    uint8_t status = deallocated ? LBA_DEALLOCATED : LBA_MAPPED;
+    size_t len = ldl_be_p(buf) ? 4 + ldl_be_p(buf) : LBA_STATUS_HEADER;
+    uint8_t *p = buf + len;
+    uint8_t *last = p - LBA_STATUS_DESCRIPTOR;
+    uint32_t before = 0;
+
+    if (len > LBA_STATUS_HEADER && last[12] == status &&
+        ldl_be_p(last + 8) < UINT32_MAX) {
+        p = last;
+        before = ldl_be_p(p + 8);
+    } else if (len + LBA_STATUS_DESCRIPTOR > SCSI_DISK_ANSWER_MAX) {
+        return 0;
+    } else {
+        stq_be_p(p, lba);
+        p[12] = status;
+        stl_be_p(buf, len + LBA_STATUS_DESCRIPTOR - 4);
+    }
+    blocks = MIN(blocks, UINT32_MAX - before);
+    stl_be_p(p + 8, before + blocks);
+    return blocks;
+}
+
+/*
  * Commands
  */
 
@@ -645,12 +679,16 @@ const SCSIDiskCommand scsi_disk_commands[256] = {
 static const struct {
     uint8_t opcode;
     uint8_t action;
+    uint8_t types;          /* of devices that have it */
     uint8_t usage[16];
 } actions[] = {
-    { SERVICE_ACTION_IN_16, SAI_READ_CAPACITY_16,
+    { SERVICE_ACTION_IN_16, SAI_READ_CAPACITY_16, DISK | ROM,
             { [2 ... 13] = 0xff, [14] = 0x01 } },
-    { MAINTENANCE_IN, MI_SUPPORTED_OPCODES, { [2] = 0x87, [3 ... 9] = 0xff } },
-    { MAINTENANCE_IN, MI_SUPPORTED_TMFS, { [2] = 0x80, [6 ... 9] = 0xff } },
+    { SERVICE_ACTION_IN_16, SAI_GET_LBA_STATUS, DISK, { [2 ... 13] = 0xff } },
+    { MAINTENANCE_IN, MI_SUPPORTED_OPCODES, DISK,
+            { [2] = 0x87, [3 ... 9] = 0xff } },
+    { MAINTENANCE_IN, MI_SUPPORTED_TMFS, DISK,
+            { [2] = 0x80, [6 ... 9] = 0xff } },
 };
 
 static size_t cdb_length(uint8_t opcode)
@@ -672,7 +710,8 @@ static const uint8_t *find_usage(int type, uint8_t opcode, uint16_t action)
         return command->usage;
     }
     for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
-        if (actions[i].opcode == opcode && actions[i].action == action) {
+        if (actions[i].opcode == opcode && actions[i].action == action &&
+            actions[i].types & (1u << type)) {
             return actions[i].usage;
         }
     }

@@ -1,8 +1,8 @@
 /*
  * virtio-scsi: what a disk does with commands that transfer no blocks
  *
- * VERIFY, WRITE SAME, SYNCHRONIZE CACHE, UNMAP, and MODE SELECT of the block
- * size, in the default setting, which is QEMU 10.0's, and with
+ * VERIFY, WRITE SAME, SYNCHRONIZE CACHE, UNMAP, GET LBA STATUS, and MODE SELECT
+ * of the block size, in the default setting, which is QEMU 10.0's, and with
  * standard-answers=on.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
@@ -518,6 +518,229 @@ static void test_block_size(void)
 }
 
 /*
+ * GET LBA STATUS
+ */
+
+#define ASC_IO_ERROR    0x0006
+#define GET_LBA_STATUS  0x12    /* the service action */
+#define STATUS_MAX      255     /* descriptors in one answer */
+
+enum { MAPPED, DEALLOCATED };
+
+typedef struct Status {
+    uint64_t lba;
+    uint32_t blocks;
+    uint8_t is;
+} Status;
+
+static MqCmd status_cmd(uint64_t lba, uint32_t alloc)
+{
+    MqCmd cmd = mq_cmd(LUN_HD, SERVICE_ACTION_IN_16);
+
+    cmd.cdb[1] = GET_LBA_STATUS;
+    stq_be_p(cmd.cdb + 2, lba);
+    stl_be_p(cmd.cdb + 10, alloc);
+    cmd.in_len = alloc;
+    return cmd;
+}
+
+/* The descriptors of one answer, which are those of neighbours */
+static unsigned parse_status(const MqCmd *cmd, const MqAnswer *a, Status *all)
+{
+    size_t len = ldl_be_p(a->in) + 4;
+    unsigned num = (len - 8) / 16;
+
+    mq_expect_moved(cmd, a, len);
+    g_assert_cmpuint(len % 16, ==, 8);
+    g_assert_cmpuint(num, >, 0);
+    g_assert_cmpuint(num, <=, STATUS_MAX);
+    for (unsigned i = 0; i < num; i++) {
+        const uint8_t *p = a->in + 8 + 16 * i;
+
+        all[i] = (Status) { ldq_be_p(p), ldl_be_p(p + 8), p[12] };
+        g_assert_cmpuint(all[i].lba, ==, i ? all[i - 1].lba + all[i - 1].blocks
+                                           : ldq_be_p(cmd->cdb + 2));
+        g_assert_cmpuint(all[i].blocks, >, 0);
+    }
+    return num;
+}
+
+static unsigned get_status(MqDev *d, uint64_t lba, Status *all)
+{
+    MqCmd cmd = status_cmd(lba, 4096);
+    static MqAnswer a;
+
+    lun_run(d, &cmd, &a);
+    return parse_status(&cmd, &a, all);
+}
+
+/* To the end of the disk */
+static void expect_status(MqDev *d, uint64_t lba, const Status *want,
+                          unsigned num)
+{
+    Status all[STATUS_MAX];
+
+    g_assert_cmpuint(get_status(d, lba, all), ==, num);
+    for (unsigned i = 0; i < num; i++) {
+        g_assert_cmpuint(all[i].lba, ==, want[i].lba);
+        g_assert_cmpuint(all[i].blocks, ==, want[i].blocks);
+        g_assert_cmpuint(all[i].is, ==, want[i].is);
+    }
+}
+
+static void write_block(MqDev *d, uint32_t lba)
+{
+    static const uint8_t data[LUN_BLOCK] = { 1 };
+    MqCmd cmd = range_cmd(WRITE_10, 0, lba, 1);
+    static MqAnswer a;
+
+    cmd.out = data;
+    cmd.out_len = sizeof(data);
+    lun_run(d, &cmd, &a);
+    mq_assert_good(&a.resp);
+}
+
+static void test_lba_status(void)
+{
+    enum { ONE = CLUSTER_BLOCKS };
+    static const Extent second = { ONE, ONE };
+    static const Status all[] = {
+        { 0, ONE, MAPPED }, { ONE, ONE, DEALLOCATED },
+        { 2 * ONE, 2 * ONE, MAPPED },
+        { 4 * ONE, LUN_BLOCKS - 4 * ONE, DEALLOCATED },
+    };
+    static const Status middle[] = {
+        { 4 * ONE - 1, 1, MAPPED },
+        { 4 * ONE, LUN_BLOCKS - 4 * ONE, DEALLOCATED },
+    };
+    static const Status last = { LUN_BLOCKS - 1, 1, DEALLOCATED };
+    MqDev *d = begin_qcow2(STANDARD);
+    static const uint64_t beyond[] = {
+        LUN_BLOCKS, 1ULL << 55, INT64_MAX, UINT64_MAX,
+    };
+    MqCmd cmd;
+
+    unmap(d, &second, 1, 0);
+    expect_status(d, 0, all, ARRAY_SIZE(all));
+    expect_status(d, 4 * ONE - 1, middle, ARRAY_SIZE(middle));
+    expect_status(d, LUN_BLOCKS - 1, &last, 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(beyond); i++) {
+        cmd = status_cmd(beyond[i], 24);
+        lun_expect_refusal(d, &cmd, ASC_RANGE);
+        cmd = status_cmd(beyond[i], 0);
+        lun_expect_refusal(d, &cmd, ASC_RANGE);
+    }
+    lun_end(d);
+}
+
+/* What isn't thin has nothing that isn't mapped. */
+static void test_lba_status_full(void)
+{
+    static const Status all = { 0, LUN_BLOCKS, MAPPED };
+    MqDev *d = begin_qcow2(",\"discard_granularity\":0" STANDARD);
+
+    expect_status(d, 0, &all, 1);
+    lun_end(d);
+}
+
+/* A block that is in several clusters is mapped if one of them is. */
+static void test_lba_status_blocks(void)
+{
+    enum { SIZE = 4096, BLOCKS = LUN_BYTES / SIZE };
+    static const Status all[] = {
+        { 0, 2, DEALLOCATED }, { 2, 1, MAPPED },
+        { 3, BLOCKS - 3, DEALLOCATED },
+    };
+    g_autofree char *path = lun_make_qcow2_with(LUN_BLOCK, LUN_BYTES);
+    MqDev *d = lun_begin_with(NULL, lun_vm_args(path, QCOW2,
+                        ",\"block-size-change\":\"on\"" STANDARD, ""));
+
+    write_block(d, 2 * SIZE / LUN_BLOCK + 3);
+    select_size(d, SIZE, NULL, 0, 0);
+    expect_status(d, 0, all, ARRAY_SIZE(all));
+    lun_end(d);
+}
+
+/* More than one answer can tell, and more than one command looks for */
+static void test_lba_status_many(void)
+{
+    enum { RUNS = STATUS_MAX + 20 };
+    static const uint64_t bytes = 16 * MiB;
+    g_autofree char *path = lun_make_qcow2_with(LUN_BLOCK, bytes);
+    MqDev *d = lun_begin_with(NULL, lun_vm_args(path, QCOW2, STANDARD, ""));
+    Status all[STATUS_MAX];
+    uint64_t next = 2 * RUNS;
+
+    for (unsigned i = 0; i < RUNS; i++) {
+        write_block(d, 2 * i);
+    }
+    g_assert_cmpuint(get_status(d, 0, all), ==, STATUS_MAX);
+    for (unsigned i = 0; i < STATUS_MAX; i++) {
+        g_assert_cmpuint(all[i].blocks, ==, 1);
+        g_assert_cmpuint(all[i].is, ==, i % 2 ? DEALLOCATED : MAPPED);
+    }
+
+    /* qcow2 tells of one table at a time, and a table of 64 clusters. */
+    g_assert_cmpuint(get_status(d, next, all), ==, 1);
+    g_assert_cmpuint(all[0].blocks, <, bytes / LUN_BLOCK - next);
+    while (next < bytes / LUN_BLOCK) {
+        g_assert_cmpuint(get_status(d, next, all), ==, 1);
+        g_assert_cmpuint(all[0].is, ==, DEALLOCATED);
+        next += all[0].blocks;
+    }
+    g_assert_cmpuint(next, ==, bytes / LUN_BLOCK);
+    lun_end(d);
+}
+
+/* An error is one of reading: the VM stops, and the command is repeated. */
+static void test_lba_status_error(void)
+{
+    static const char fails[] =
+        "\"driver\":\"blkdebug\",\"inject-error\":[{\"event\":\"none\","
+        "\"iotype\":\"block-status\",\"once\":true}],\"image\":";
+    static const char stops[] = ",\"rerror\":\"stop\"" STANDARD;
+    static const char *const props[] = {
+        stops, ",\"rerror\":\"ignore\"" STANDARD,
+        ",\"rerror\":\"report\"" STANDARD,
+    };
+
+    for (unsigned i = 0; i < 4; i++) {
+        g_autofree char *path = lun_make_image();
+        MqDev *d = lun_begin_with(NULL, lun_vm_args(path, fails,
+                                                    props[i % 3], ""));
+        QTestState *from = d->qts, *to;
+        MqCmd cmd = status_cmd(7, 256);
+        MqSlot *slot = mq_post_cmd(mq_queue(d, 1), &cmd);
+        Status all[STATUS_MAX];
+        static MqAnswer a;
+
+        mq_flush(mq_queue(d, 1));
+        if (i % 3 == 0) {
+            qtest_qmp_eventwait(from, "STOP");
+            if (i == 3) {
+                to = destination(stops);
+                mq_migrate(from, to);
+                mq_migrated(d, to);
+                qtest_quit(from);
+            }
+            qtest_qmp_assert_success(d->qts, "{'execute': 'cont'}");
+        }
+        mq_wait(slot);
+        mq_read_resp(slot, &a.resp, sizeof(a.resp));
+        qtest_memread(d->qts, slot->data, a.in, cmd.in_len);
+        mq_release(slot);
+        if (i == 2) {
+            mq_expect_sense(&cmd, &a, ABORTED_COMMAND, ASC_IO_ERROR);
+        } else {
+            g_assert_cmpuint(parse_status(&cmd, &a, all), ==, 1);
+            g_assert_cmpuint(all[0].is, ==, MAPPED);
+            g_assert_cmpuint(all[0].blocks, ==, i == 1 ? 1 : LUN_BLOCKS - 7);
+        }
+        lun_end(d);
+    }
+}
+
+/*
  * Migration
  */
 
@@ -601,6 +824,11 @@ static const LunTest disk_tests[] = {
     { "disk/unmap/neighbours", test_unmap_neighbours },
     { "disk/unmap/range", test_unmap_range },
     { "disk/unmap/limits", test_unmap_limits },
+    { "disk/lba-status/clusters", test_lba_status },
+    { "disk/lba-status/full", test_lba_status_full },
+    { "disk/lba-status/blocks", test_lba_status_blocks },
+    { "disk/lba-status/many", test_lba_status_many },
+    { "disk/lba-status/error", test_lba_status_error },
     { "disk/block-size", test_block_size },
     { "disk/migrate", test_migrate },
     { "disk/no-medium", test_no_medium },

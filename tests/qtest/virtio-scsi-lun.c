@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
+#include "qemu/host-utils.h"
 #include "qemu/units.h"
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
@@ -141,26 +142,34 @@ size_t lun_vpd_page(MqDev *d, uint16_t lun, uint8_t page, MqAnswer *a)
     return lun_field(a->in + 2, 2);
 }
 
-char *lun_make_qcow2(void)
+char *lun_make_qcow2_with(unsigned cluster, uint64_t bytes)
 {
-    enum { CLUSTER = LUN_CLUSTER };
-    g_autofree uint8_t *image = g_malloc0(4 * CLUSTER);
+    uint32_t l1_entries = DIV_ROUND_UP(bytes, (uint64_t)cluster * cluster / 8);
+    unsigned clusters = 3 + DIV_ROUND_UP(l1_entries * 8, cluster);
+    g_autofree uint8_t *image = g_malloc0(clusters * cluster);
     char *path = mq_open_unnamed(&lun_hd_fd);
 
+    g_assert_cmpuint(clusters, <=, cluster / 2);
     memcpy(image, "QFI\xfb", 4);
     stl_be_p(image + 4, 2);                     /* version */
-    stl_be_p(image + 20, 16);                   /* cluster bits */
-    stq_be_p(image + 24, LUN_BYTES);
-    stl_be_p(image + 36, 1);                    /* L1 entries */
-    stq_be_p(image + 40, 3 * CLUSTER);          /* L1 table */
-    stq_be_p(image + 48, CLUSTER);              /* refcount table */
+    stl_be_p(image + 20, ctz32(cluster));       /* cluster bits */
+    stq_be_p(image + 24, bytes);
+    stl_be_p(image + 36, l1_entries);
+    stq_be_p(image + 40, 3 * cluster);          /* L1 table */
+    stq_be_p(image + 48, cluster);              /* refcount table */
     stl_be_p(image + 56, 1);                    /* its clusters */
-    stq_be_p(image + CLUSTER, 2 * CLUSTER);
-    for (unsigned i = 0; i < 4; i++) {
-        stw_be_p(image + 2 * CLUSTER + 2 * i, 1);
+    stq_be_p(image + cluster, 2 * cluster);
+    for (unsigned i = 0; i < clusters; i++) {
+        stw_be_p(image + 2 * cluster + 2 * i, 1);
     }
-    g_assert_cmpint(pwrite(lun_hd_fd, image, 4 * CLUSTER, 0), ==, 4 * CLUSTER);
+    g_assert_cmpint(pwrite(lun_hd_fd, image, clusters * cluster, 0), ==,
+                    clusters * cluster);
     return path;
+}
+
+char *lun_make_qcow2(void)
+{
+    return lun_make_qcow2_with(LUN_CLUSTER, LUN_BYTES);
 }
 
 int lun_test_main(int argc, char **argv, const LunTest *tests, size_t num)

@@ -53,6 +53,9 @@ char *lun_make_image(void);
  */
 char *lun_make_qcow2(void);
 
+/* With clusters of @cluster bytes, a power of 2, and a disk of @bytes */
+char *lun_make_qcow2_with(unsigned cluster, uint64_t bytes);
+
 /*
  * Start a VM, and have the unit attentions reported.  @qemu: the environment
  * variable that names the binary, or NULL; @args are freed.

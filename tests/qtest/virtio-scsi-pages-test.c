@@ -98,6 +98,8 @@ static const Form answer_forms[] = {
       .standard = true },
     { "tmfs/extended", LUN_HD, { MAINTENANCE_IN, 0x0d, 0x80 }, 6, 4, 3, 1, 4,
       .min = 4, .standard = true },
+    { "lba-status", LUN_HD, { SERVICE_ACTION_IN_16, 0x12 }, 10, 4, 0, 4, 4,
+      .standard = true },
     { "dvd/physical", LUN_CD, { READ_DVD_STRUCTURE, [7] = 0x00 },
       8, 2, 0, 2, 2 },
 };

@@ -18,6 +18,9 @@
 /* No answer is longer, whatever the allocation length is. */
 #define SCSI_DISK_ANSWER_MAX    4096
 
+/* Of SERVICE ACTION IN (16) */
+#define SAI_GET_LBA_STATUS      0x12
+
 /**
  * SCSIDiskFacts: what the answers depend on
  *
@@ -235,5 +238,22 @@ unsigned scsi_disk_unmap_ranges(const uint8_t *descriptors, unsigned num,
  */
 bool scsi_disk_unmap_ok(const SCSIDiskFacts *f, const SCSICommand *cmd,
                         const uint8_t *descriptors, unsigned num);
+
+/**
+ * scsi_disk_add_lba_status:
+ * @buf: an answer to GET LBA STATUS, SCSI_DISK_ANSWER_MAX bytes; all 0 before
+ *       the first call
+ * @lba: behind what the last call has taken
+ * @blocks: how many are alike, not 0
+ * @deallocated: are these?  Otherwise they are mapped.
+ *
+ * Add that to the answer's last LBA status descriptor, or another descriptor
+ * (SBC-3, 5.5.2.2; no two that one would do for).
+ *
+ * Context: any thread.
+ * Returns: of how many blocks the answer tells now; 0 if there was no room.
+ */
+uint64_t scsi_disk_add_lba_status(uint8_t *buf, uint64_t lba, uint64_t blocks,
+                                  bool deallocated);
 
 #endif /* HW_SCSI_SCSI_DISK_PAGES_H */
