@@ -18,6 +18,7 @@ needs, for tcm_loop without those of scsi_debug.
 import json
 import os
 import re
+import shlex
 import subprocess
 import tarfile
 
@@ -154,18 +155,36 @@ class NestedGuest(GuestMachine):
         expect(self.shell.run(f"cat /sys/block/{self.disk()[0]}/queue/zoned")
                == [f"host-{model}"], f"the disk isn't host-{model}")
 
-    def try_disk(self, driver, read_only):
-        """(exit status, lines) of an inner QEMU that has the disk, and quits
-        at once."""
+    def inner_qemu(self, commands, read_only, *more):
+        """(exit status, lines) of an inner QEMU that has the disk's node, and
+        gets these QMP commands."""
         words = [self.inner, "-nodefaults", "-S", "-display", "none",
-                 "-monitor", "stdio", "-device", "virtio-scsi-pci",
-                 "-blockdev", "'%s'" % json.dumps({
+                 "-qmp", "stdio", "-device", "virtio-scsi-pci",
+                 "-blockdev", json.dumps({
                      "driver": "host_device", "node-name": "zones",
                      "filename": f"/dev/{self.disk()[0]}",
-                     "read-only": read_only, "cache": {"direct": True}}),
-                 "-device", f"{driver},drive=zones"]
-        return self.shell.run(
-            f"echo quit | chroot {TREE} {' '.join(words)} 2>&1", 100, False)
+                     "read-only": read_only, "cache": {"direct": True}}), *more]
+        qmp = "".join(json.dumps({"execute": name, "arguments": arguments})
+                      for name, arguments in
+                      [("qmp_capabilities", {}), *commands, ("quit", {})])
+        return self.shell.run(f"echo '{qmp}' | chroot {TREE} "
+                              f"{shlex.join(words)} 2>&1", 100, False)
+
+    def try_disk(self, driver, read_only):
+        return self.inner_qemu([], read_only, "-device",
+                               f"{driver},drive=zones")
+
+    def try_medium(self, read_only):
+        """The same of a scsi-hd whose medium it becomes."""
+        commands = [("blockdev-open-tray", {"id": "hd"}),
+                    ("blockdev-remove-medium", {"id": "hd"}),
+                    ("blockdev-insert-medium", {"id": "hd",
+                                                "node-name": "zones"}),
+                    ("blockdev-close-tray", {"id": "hd"})]
+        return self.inner_qemu(
+            commands, read_only, "-blockdev", "null-co,node-name=first"
+            + ",read-only=on" * read_only,
+            "-device", "scsi-hd,id=hd,drive=first,removable=on")
 
     def load(self, driver, iothreads, *options):
         """What virtio-load tells: (exit status, its last lines)."""
@@ -245,6 +264,13 @@ class VirtioScsiNested(GuestTest, QemuSystemTest):
             for driver, read_only in ("scsi-hd", True), ("scsi-block", False):
                 status, lines = vm.try_disk(driver, read_only)
                 expect(status == 0, f"{driver}: {status}, {lines}")
+            for read_only in False, True:
+                status, lines = vm.try_medium(read_only)
+                errors = [s for s in lines if '"error"' in s]
+                expect(status == 0 and len(errors) == (not read_only) and
+                       all("has zones that a guest must manage" in s
+                           for s in errors),
+                       f"as a medium, read-only={read_only}: {status}, {lines}")
         self.guarded(lambda _: test(self.vm()))
 
     def reservations(self, test):
