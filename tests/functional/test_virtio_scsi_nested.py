@@ -28,7 +28,7 @@ from virtio_scsi_guest import GuestMachine, GuestTest, output
 
 TREE = "/tree"                  # in the guest: where the inner QEMU sees /
 FIRMWARE = ("seabios/bios-256k.bin", "qemu/kvmvapic.bin")
-MEDIUM_ERROR = 2                # of its opts
+NOISE, MEDIUM_ERROR = 1, 2      # of its opts
 # /dev/sgN takes 16 requests of one file, QEMU's; TASK SET FULL for more
 DEPTHS = {"scsi-block": "8", "scsi-generic": "4"}
 # scsi_debug: 4 hardware queues, answers after 50 us
@@ -63,12 +63,14 @@ class NestedGuest(GuestMachine):
         self.inner = os.path.realpath(os.environ["QEMU_TEST_QEMU_BINARY"])
         self.generator = str(BUILD_DIR / "tests/qtest/virtio-load")
         self.reserve = str(BUILD_DIR / "tests/qtest/virtio-scsi-reserve")
+        self.passed = str(BUILD_DIR / "tests/qtest/virtio-scsi-passed")
         self.helper = str(BUILD_DIR / "qemu-pr-helper")
 
     def pack(self, image, scratch):
         """Everything at its own path, without what debuggers want."""
         with tarfile.open(image, "w") as tar:
-            programs = (self.inner, self.generator, self.reserve, self.helper)
+            programs = (self.inner, self.generator, self.reserve, self.passed,
+                        self.helper)
             for path in programs:
                 small = f"{scratch}/small"
                 subprocess.run(["strip", "-o", small, path], check=True)
@@ -143,15 +145,27 @@ class NestedGuest(GuestMachine):
             f"QTEST_PR_DISKS='{disks}' timeout 380 chroot {TREE} "
             f"{self.reserve} -p /reserve/{test} 2>&1", 400, False)
 
+    def passed_through(self, test):
+        """What virtio-scsi-passed tells: (exit status, its lines)."""
+        block, generic = self.disk()
+        return self.shell.run(
+            f"QTEST_QEMU_BINARY={self.inner} QTEST_PASSED_BLOCK=/dev/{block} "
+            f"QTEST_PASSED_GENERIC=/dev/{generic} timeout 100 chroot {TREE} "
+            f"{self.passed} -p /passed/{test} 2>&1", 120, False)
+
     def option(self, name, value):
         self.shell.run(
             f"echo {value} > /sys/bus/pseudo/drivers/scsi_debug/{name}")
 
+    def another(self, options):
+        """A disk of scsi_debug instead of the one there is."""
+        self.shell.run("rmmod scsi_debug")
+        self.shell.run(f"insmod /modules/scsi_debug.ko {options}")
+        wait_for(f"disk of scsi_debug with {options}", self.disk)
+
     def zones(self, model):
         """Make it a zoned disk, another one."""
-        self.shell.run("rmmod scsi_debug")
-        self.shell.run(f"insmod /modules/scsi_debug.ko {ZONES} zbc={model}")
-        wait_for("zoned disk of scsi_debug", self.disk)
+        self.another(f"{ZONES} zbc={model}")
         expect(self.shell.run(f"cat /sys/block/{self.disk()[0]}/queue/zoned")
                == [f"host-{model}"], f"the disk isn't host-{model}")
 
@@ -271,6 +285,26 @@ class VirtioScsiNested(GuestTest, QemuSystemTest):
                        all("has zones that a guest must manage" in s
                            for s in errors),
                        f"as a medium, read-only={read_only}: {status}, {lines}")
+        self.guarded(lambda _: test(self.vm()))
+
+    def passed_through(self, vm, test):
+        status, lines = vm.passed_through(test)
+        expect(status == 0 and any(s.startswith("ok ") for s in lines),
+               f"virtio-scsi-passed ends with {status}: {lines[-5:]}")
+
+    def test_4_group_number(self):
+        """The disk hears of it."""
+        def test(vm):
+            vm.option("opts", NOISE)
+            try:
+                self.passed_through(vm, "group")
+            finally:
+                vm.option("opts", 0)
+            text = "\n".join(vm.shell.run("dmesg | grep -E 'cmd (a8|88)'"))
+            for cdb in ("a8" + 8 * " 00" + " 01 0b 00",
+                        "88" + 12 * " 00" + " 01 15 00"):
+                expect(text.count(f"cmd {cdb}") == 2,
+                       f"the disk hasn't heard {cdb} from both LUNs: {text}")
         self.guarded(lambda _: test(self.vm()))
 
     def reservations(self, test):
