@@ -35,6 +35,8 @@ DEPTHS = {"scsi-block": "8", "scsi-generic": "4"}
 MODULE = "dev_size_mb=32 submit_queues=4 max_queue=64 ndelay=50000"
 # A disk that the host must manage
 ZONES = "dev_size_mb=32 zone_size_mb=4"
+# One that writes up to 128 blocks at once, in units that are no power of two
+ATOMIC = "dev_size_mb=32 atomic_wr=1 atomic_wr_max_length=128 atomic_wr_gran=12"
 # A RAM disk of 8 MiB at two ports, each with an initiator port of its own
 CORE = "/sys/kernel/config/target/core/rd_mcp_0/disk"
 PORT = "/sys/kernel/config/target/loopback/naa.500140500000000%d/tpgt_1"
@@ -305,6 +307,15 @@ class VirtioScsiNested(GuestTest, QemuSystemTest):
                         "88" + 12 * " 00" + " 01 15 00"):
                 expect(text.count(f"cmd {cdb}") == 2,
                        f"the disk hasn't heard {cdb} from both LUNs: {text}")
+        self.guarded(lambda _: test(self.vm()))
+
+    def test_4_limits(self):
+        """No more is atomic than the kernel sends at once."""
+        def test(vm):
+            vm.another(ATOMIC)
+            vm.shell.run("echo 16 > /sys/block/"
+                         f"{vm.disk()[0]}/queue/max_sectors_kb")
+            self.passed_through(vm, "atomic")
         self.guarded(lambda _: test(self.vm()))
 
     def reservations(self, test):

@@ -1,5 +1,5 @@
 /*
- * virtio-scsi: what a disk that is passed through hears
+ * virtio-scsi: what a disk that is passed through hears and tells
  *
  * One disk as scsi-block and as scsi-generic.
  *
@@ -69,6 +69,26 @@ static void test_group(void)
     lun_end(d);
 }
 
+/* What is atomic is sent at once, and in whole units of the granularity. */
+static void test_atomic(void)
+{
+    MqDev *d = begin();
+
+    for (unsigned lun = 0; lun < NUM_LUNS; lun++) {
+        static MqAnswer a;
+        uint32_t max, granularity;
+
+        g_assert_cmpuint(lun_vpd_page(d, lun, 0xb0, &a), >=, 60);
+        max = ldl_be_p(a.in + 8);
+        granularity = ldl_be_p(a.in + 52);
+        g_assert_cmpuint(max, >, granularity);
+        g_assert_cmpuint(max % granularity, !=, 0);
+        g_assert_cmpuint(ldl_be_p(a.in + 44), ==, max - max % granularity);
+        g_assert_cmpuint(ldl_be_p(a.in + 56), ==, max - max % granularity);
+    }
+    lun_end(d);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -80,5 +100,6 @@ int main(int argc, char **argv)
         return 1;
     }
     g_test_add_func("/passed/group", test_group);
+    g_test_add_func("/passed/atomic", test_atomic);
     return g_test_run();
 }
