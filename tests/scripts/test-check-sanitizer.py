@@ -266,7 +266,8 @@ int main(int argc, char **argv)
 
 def make_tree(top):
     """The scripts, with programs that only play a part."""
-    shutil.copytree(os.path.join(TOP, "scripts"), os.path.join(top, "scripts"))
+    for name in ("scripts", "tests/sanitizers"):
+        shutil.copytree(os.path.join(TOP, name), os.path.join(top, name))
     write(os.path.join(top, "tests/sanitizers/tsan-base.rules"), RULES)
     build = os.path.join(top, "build")
     obj = os.path.join(build, "obj")
