@@ -310,14 +310,14 @@ refuses "build: bad FULL" "FULL=yes" env FULL=yes "$build" ours
 refuses "build: install without a build" "nothing built" "$build" install
 refuses "build: unknown word" "usage" "$build" theirs
 
-# configures MODE FOLDER WORD...: the source that is configured in build/MODE,
-# and what is among the words for it; -WORD: what isn't
+# configures MODE FOLDER WORD...: the source that is configured for MODE, and
+# what is among the words for it; -WORD: what isn't
 configures() {
     mode=$1 folder=$2
     shift 2
-    rm -f "$top"/build/*.log
+    rm -f "$top"/build/*.log "$top"/build/.stock/*.log
     PATH=$PATH:$bin "$build" "$mode" > "$out" 2>&1
-    log=$top/build/$mode.configure.log
+    log=$top/build/${folder%src}$mode.configure.log
     grep -q "^$top/build/$folder/configure " "$log" 2>> "$out"
     result $? "build: $mode is of $folder"
     for word; do
@@ -329,21 +329,24 @@ configures() {
 }
 for folder in src base; do
     mkdir -p "$top/build/$folder"
-    echo 'echo "$0 $*"; exit 1' > "$top/build/$folder/configure"
+    echo 'echo "$0 $*"; exit 1' "# $folder" > "$top/build/$folder/configure"
     chmod +x "$top/build/$folder/configure"
     : > "$top/build/$folder/pythondeps.toml"
 done
 : > "$top/build/base.stamp"
 ln -sf "$(command -v true)" "$bin/clang"
-configures stock base -rbd -asan -tsan
+configures stock .stock/src -rbd -asan -tsan
+check "build: stock's source is the base" cmp \
+    "$top/build/base/configure" "$top/build/.stock/src/configure"
+check "build: stock is found" test "$top/build/stock" -ef "$top/build/.stock/stock"
 configures storage src rbd libiscsi -asan -tsan
-configures stock-storage base rbd libiscsi -asan -tsan
+configures stock-storage .stock/src rbd libiscsi -asan -tsan
 configures asan src asan ubsan -rbd -tsan
 configures storage-asan src asan ubsan rbd libiscsi
 configures storage-tsan src tsan rbd libiscsi -asan
-configures stock-tsan base tsan -rbd -asan
+configures stock-tsan .stock/src tsan -rbd -asan
 export FULL=1
-configures stock-storage base rbd linux-aio
+configures stock-storage .stock/src rbd linux-aio
 unset FULL
 
 ## scripts/check/check: counting
