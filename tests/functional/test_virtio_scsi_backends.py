@@ -70,9 +70,9 @@ def beside_qemu(name):
 # ---------------------------------------------------------------- backends
 
 def qemu_nbd(path, image, shared=32):
-    return NbdProgram(path, [tool("qemu-nbd"), "--persistent", f"--shared={shared}",
-                         "-f", "raw", "--cache=none", "--aio=native", "-k",
-                         path, image])
+    return NbdProgram(path, [
+        tool("qemu-nbd"), "--persistent", f"--shared={shared}", "-f", "raw",
+        "--cache=none", "--aio=native", "-k", path, image])
 
 
 def storage_daemon(path, image):
