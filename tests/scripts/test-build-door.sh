@@ -347,6 +347,9 @@ configures storage-tsan src tsan rbd libiscsi -asan
 configures stock-tsan .stock/src tsan -rbd -asan
 export FULL=1
 configures stock-storage .stock/src rbd linux-aio
+PATH=$PATH:$bin "$build" stock > "$out" 2>&1
+check "build: FULL=1 stock is found" \
+    test "$top/build/stock-full" -ef "$top/build/.stock/stock-full"
 unset FULL
 
 ## scripts/check/check: counting
