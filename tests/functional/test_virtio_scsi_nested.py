@@ -139,21 +139,23 @@ class NestedGuest(GuestMachine):
         names = [os.path.basename(s) for s in lines if re.search("/sd.+$", s)]
         return sorted(names) if len(names) == len(PORTS) else None
 
+    def qtest(self, program, path, seconds, **env):
+        """What a test program on real disks tells: (exit status, its lines)."""
+        settings = " ".join(f"QTEST_{name}='{value}'" for name, value in
+                            {"QEMU_BINARY": self.inner, **env}.items())
+        return self.shell.run(f"{settings} timeout {seconds} chroot {TREE} "
+                              f"{program} -p {path} 2>&1", seconds + 20, False)
+
     def reservations(self, test):
-        """What virtio-scsi-reserve tells: (exit status, its lines)."""
         disks = " ".join(f"/dev/{name}" for name in self.paths())
-        return self.shell.run(
-            f"QTEST_QEMU_BINARY={self.inner} QTEST_PR_HELPER={self.helper} "
-            f"QTEST_PR_DISKS='{disks}' timeout 380 chroot {TREE} "
-            f"{self.reserve} -p /reserve/{test} 2>&1", 400, False)
+        return self.qtest(self.reserve, f"/reserve/{test}", 380,
+                          PR_HELPER=self.helper, PR_DISKS=disks)
 
     def passed_through(self, test):
-        """What virtio-scsi-passed tells: (exit status, its lines)."""
         block, generic = self.disk()
-        return self.shell.run(
-            f"QTEST_QEMU_BINARY={self.inner} QTEST_PASSED_BLOCK=/dev/{block} "
-            f"QTEST_PASSED_GENERIC=/dev/{generic} timeout 100 chroot {TREE} "
-            f"{self.passed} -p /passed/{test} 2>&1", 120, False)
+        return self.qtest(self.passed, f"/passed/{test}", 100,
+                          PASSED_BLOCK=f"/dev/{block}",
+                          PASSED_GENERIC=f"/dev/{generic}")
 
     def option(self, name, value):
         self.shell.run(
