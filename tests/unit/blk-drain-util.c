@@ -14,13 +14,19 @@
 #include "qobject/qdict.h"
 #include "blk-drain-util.h"
 
-BlockBackend *new_null_blk(void)
+BlockBackend *new_slow_blk(int64_t latency_ns)
 {
     QDict *options = qdict_new();
 
     qdict_put_str(options, "driver", "null-co");
     qdict_put_int(options, "size", DISK_SIZE);
+    qdict_put_int(options, "latency-ns", latency_ns);
     return blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
+}
+
+BlockBackend *new_null_blk(void)
+{
+    return new_slow_blk(0);
 }
 
 int coroutine_fn do_read(BlockBackend *blk)

@@ -16,8 +16,12 @@
 #define SECTOR      512
 #define DISK_SIZE   (1 << 20)
 
-/* Returns a BlockBackend with a disk of DISK_SIZE that does nothing. */
+/*
+ * Returns a BlockBackend with a disk of DISK_SIZE that does nothing: at once, or
+ * for so many nanoseconds of each request.
+ */
 BlockBackend *new_null_blk(void);
+BlockBackend *new_slow_blk(int64_t latency_ns);
 
 int coroutine_fn do_read(BlockBackend *blk);
 

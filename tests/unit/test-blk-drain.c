@@ -17,6 +17,7 @@
 
 #define THROTTLED   4
 #define LEAVES      5000
+#define SLOW_NS     (10 * 1000 * 1000)
 
 typedef struct Reader {
     BlockBackend *blk;
@@ -96,6 +97,20 @@ static void test_throttle_leave(void)
     members_end(iothread, r);
 }
 
+/* No request is under way while limits are turned on: it would find half. */
+static void test_throttle_enable(void)
+{
+    Reader r = { .blk = new_slow_blk(SLOW_NS), .running = 1 };
+
+    qemu_coroutine_enter(qemu_coroutine_create(reader_entry, &r));
+    qatomic_set(&r.stop, true);
+    g_assert_cmpuint(qatomic_read(&r.running), ==, 1);
+    blk_io_limits_enable(r.blk, "slow");
+    g_assert_cmpuint(qatomic_read(&r.running), ==, 0);
+    blk_io_limits_disable(r.blk);
+    blk_unref(r.blk);
+}
+
 /*
  * A mirror job in an IOThread: others' drains wait for it
  */
@@ -144,6 +159,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
 
     g_test_add_func("/blk-drain/throttle-leave", test_throttle_leave);
+    g_test_add_func("/blk-drain/throttle-enable", test_throttle_enable);
     g_test_add_func("/blk-drain/mirror-flush", test_mirror_flush);
     g_test_add_func("/blk-drain/mirror-resume", test_mirror_resume);
     return g_test_run();
