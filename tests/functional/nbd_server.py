@@ -14,7 +14,8 @@ import threading
 
 from guest_shell import TIED, GuestError, wait_for
 
-HAS_FLAGS, CAN_MULTI_CONN = 1 << 0, 1 << 8
+HAS_FLAGS, READ_ONLY = 1 << 0, 1 << 1
+SEND_FUA, CAN_MULTI_CONN = 1 << 3, 1 << 8
 OPT_GO, OPT_STRUCTURED = 7, 8
 REP_ACK, REP_INFO, REP_UNSUP = 1, 3, (1 << 31) + 1
 CMD_READ, CMD_DISC = 0, 2
@@ -38,11 +39,13 @@ def content(cookie, offset, data, flags=0):
 
 class NbdServer:
     """Listens until close().  read(number, cookie, offset, length) returns what
-    the client of that connection, counted from 0, gets; None drops it."""
+    the client of that connection, counted from 0, gets; None drops it.  So it
+    is told size(number) and flags(number)."""
 
-    def __init__(self, path, read, size, structured=False):
+    def __init__(self, path, read, size, flags=lambda _: CAN_MULTI_CONN,
+                 structured=False):
         self.path, self.read, self.size = path, read, size
-        self.structured = structured
+        self.flags, self.structured = flags, structured
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
@@ -59,7 +62,8 @@ class NbdServer:
 
     def serve(self, client, number):
         with client, contextlib.suppress(OSError, EOFError):
-            self.shake_hands(client, self.size(number))
+            self.shake_hands(client, self.size(number),
+                             HAS_FLAGS | self.flags(number))
             while True:
                 kind, cookie, offset, length = struct.unpack(
                     ">6xHQQI", self.exactly(client, 28))
@@ -69,7 +73,7 @@ class NbdServer:
                     return
                 client.sendall(data)
 
-    def shake_hands(self, client, size):
+    def shake_hands(self, client, size, flags):
         def reply(kind, data=b""):
             client.sendall(struct.pack(">QIII", 0x3e889045565a9, option, kind,
                                        len(data)) + data)
@@ -80,8 +84,7 @@ class NbdServer:
             option, length = struct.unpack(">8xII", self.exactly(client, 16))
             self.exactly(client, length)
             if option == OPT_GO:
-                reply(REP_INFO, struct.pack(">HQH", 0, size,
-                                            HAS_FLAGS | CAN_MULTI_CONN))
+                reply(REP_INFO, struct.pack(">HQH", 0, size, flags))
                 reply(REP_ACK)
                 return
             reply(REP_ACK if option == OPT_STRUCTURED and self.structured

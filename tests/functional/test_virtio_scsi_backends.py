@@ -43,8 +43,8 @@ import time
 import unittest
 
 from guest_shell import TIED, GuestError, expect, fio_verified, wait_for
-from nbd_server import (DONE, NONE, NbdProgram, NbdServer, chunk, content,
-                        nbd_node, simple)
+from nbd_server import (DONE, NONE, READ_ONLY, SEND_FUA, NbdProgram,
+                        NbdServer, chunk, content, nbd_node, simple)
 from qemu_test import BUILD_DIR, QemuSystemTest
 from virtio_scsi_guest import GuestMachine, GuestTest, output
 
@@ -1103,9 +1103,9 @@ class VirtioScsiNbdReplies(unittest.TestCase):
     @staticmethod
     def start(server, *options):
         return subprocess.Popen(
-            TIED + [tool("qemu-io"), "-r", "--image-opts", ",".join([
+            TIED + [tool("qemu-io"), "--image-opts", ",".join([
                 "driver=nbd,server.type=unix,server.path=" + server.path,
-                *options])],
+                *options]), *([] if options else ["-r"])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True)
 
@@ -1175,6 +1175,49 @@ class VirtioScsiNbdReplies(unittest.TestCase):
             said = io.communicate("quit\n")[1]
         expect(len(refused) >= 4, f"qemu-io has ended: {said}")
         expect(said.count("cannot reconnect") == 1, f"qemu-io says: {said}")
+
+    def comes_back(self, size, flags, command):
+        """The only connection breaks, and the next one shows this; what the
+        command prints, and what there is to complain about."""
+        server = self.serve(
+            lambda number, cookie, _, length:
+            simple(cookie, bytes(length)) if number else None,
+            lambda number: size if number else MIB,
+            flags=lambda number: flags if number else SEND_FUA)
+        with self.start(server, "reconnect-delay=60") as io:
+            said, complaints = io.communicate(
+                f"read 0 512\n{command}\nquit\n")
+        expect(io.returncode in (0, 1), f"qemu-io has ended: {complaints}")
+        return said, complaints
+
+    def comes_back_with_less(self, size, flags, command, complaint):
+        said, complaints = self.comes_back(size, flags, command)
+        expect(said.count("failed: Input/output error") == 2 and
+               "cannot reconnect: " in complaints and complaint in complaints,
+               f"qemu-io says: {said} {complaints}")
+
+    def test_6_comes_back_smaller(self):
+        self.comes_back_with_less(4096, SEND_FUA, "read 8192 512",
+                                  "has 4096 bytes now")
+
+    def test_6_comes_back_read_only(self):
+        self.comes_back_with_less(MIB, SEND_FUA | READ_ONLY, "write 0 512",
+                                  "read-only now")
+
+    def test_6_comes_back_without_fua(self):
+        self.comes_back_with_less(MIB, 0, "write -f 0 512",
+                                  f"no longer has the flags 0x{SEND_FUA:x}")
+
+    def test_6_comes_back_larger(self):
+        said, complaints = self.comes_back(2 * MIB, SEND_FUA, "read 8192 512")
+        expect(said.count("read 512/512") == 2 and not complaints,
+               f"qemu-io says: {said} {complaints}")
+
+    def test_7_read_only(self):
+        server = self.serve(None, flags=lambda _: READ_ONLY)
+        with self.start(server, "read-only=off") as io:
+            said = io.communicate("quit\n")[1]
+        expect("NBD export is read-only" in said, f"qemu-io says: {said}")
 
 
 if __name__ == '__main__':
