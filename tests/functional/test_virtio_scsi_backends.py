@@ -1213,6 +1213,16 @@ class VirtioScsiNbdReplies(unittest.TestCase):
         expect(said.count("read 512/512") == 2 and not complaints,
                f"qemu-io says: {said} {complaints}")
 
+    def test_6_never_answers(self):
+        server = self.serve(lambda *_: None, lambda _: MIB)
+        with self.start(server, "reconnect-delay=1") as io:
+            timer = threading.Timer(60, io.kill)
+            timer.start()
+            said, _ = io.communicate("read 0 512\n" * 2 + "quit\n")
+            timer.cancel()
+        expect(said.count("failed: Input/output error") == 2,
+               f"qemu-io says: {said}")
+
     def test_7_read_only(self):
         server = self.serve(None, flags=lambda _: READ_ONLY)
         with self.start(server, "read-only=off") as io:
