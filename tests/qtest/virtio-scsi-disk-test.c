@@ -740,6 +740,188 @@ static void test_lba_status_error(void)
     }
 }
 
+/* Clusters of a block each: what a table of the image tells of, and tables */
+enum {
+    STATUS_TABLE = LUN_BLOCK / 8, STATUS_TABLES = LUN_BLOCKS / STATUS_TABLE,
+};
+
+/* It gets through once in a second of the VM's clock, which stands still. */
+static void throttle(MqDev *d, unsigned iops)
+{
+    qtest_qmp_assert_success(d->qts, "{'execute': 'qom-set', 'arguments': {"
+        "'path': '/objects/tg', 'property': 'limits',"
+        " 'value': {'iops-total': %u}}}", iops);
+}
+
+/* How a command is kept from going on between two of its steps */
+typedef enum Ended { BY_ABORT, BY_RESET, BY_STOP } Ended;
+
+/*
+ * Each table of the image that is looked into is read first, and the second one
+ * is held.  Whoever ends the command needn't wait for those behind it.
+ */
+static void run_lba_status_ended(MqDev *d, Ended how)
+{
+    MqCmd cmd = status_cmd(0, 4096);
+    MqSlot *slot = mq_post_cmd(mq_queue(d, 1), &cmd), *tmf = NULL;
+    gint64 start = 0;
+    static MqAnswer a;
+    uint8_t response;
+
+    mq_flush(mq_queue(d, 1));
+    while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_HD, cmd.tag) !=
+           VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
+        mq_pause(&start, "a command to be taken");
+    }
+    switch (how) {
+    case BY_ABORT:
+        tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_ABORT_TASK, 0, LUN_HD, cmd.tag);
+        /* The IOThread has been asked twice since it was told to abort. */
+        for (unsigned i = 0; i < 2; i++) {
+            mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_HD, cmd.tag);
+        }
+        mq_reap(mq_queue(d, 1));
+        g_assert_false(slot->done);
+        qtest_clock_step(d->qts, 2 * 1000 * 1000 * 1000LL);
+        break;
+    case BY_RESET:
+        tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, 0, LUN_HD,
+                          0);
+        break;
+    default:
+        qtest_qmp_assert_success(d->qts, "{'execute': 'stop'}");
+        throttle(d, 0);
+        qtest_qmp_assert_success(d->qts, "{'execute': 'cont'}");
+    }
+    if (tmf) {
+        mq_wait(tmf);
+        mq_read_resp(tmf, &response, sizeof(response));
+        g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
+        mq_release(tmf);
+        mq_reap(mq_queue(d, 1));
+        g_assert_true(slot->done);
+    }
+    mq_wait(slot);
+    mq_read_resp(slot, &a.resp, sizeof(a.resp));
+    qtest_memread(d->qts, slot->data, a.in, cmd.in_len);
+    mq_release(slot);
+    if (tmf) {
+        g_assert_cmpuint(a.resp.response, ==, how == BY_ABORT
+                         ? VIRTIO_SCSI_S_ABORTED : VIRTIO_SCSI_S_RESET);
+    } else {
+        Status all[STATUS_MAX];
+
+        g_assert_cmpuint(parse_status(&cmd, &a, all), ==,
+                         2 * STATUS_TABLES);
+    }
+}
+
+static void test_lba_status_ended(void)
+{
+    g_autofree char *path = lun_make_qcow2_with(LUN_BLOCK, LUN_BYTES);
+    MqDev *d = lun_begin_with(NULL, lun_vm_args(path, QCOW2, STANDARD, ""));
+    Status all[STATUS_MAX];
+    int fd = dup(lun_hd_fd);
+
+    for (unsigned i = 0; i < STATUS_TABLES; i++) {
+        write_block(d, i * STATUS_TABLE);
+    }
+    lun_end(d);
+
+    for (Ended how = BY_ABORT; how <= BY_STOP; how++) {
+        g_autofree char *nodes = g_strdup_printf(
+            "-object '{\"qom-type\":\"throttle-group\",\"id\":\"tg\"}'"
+            " -blockdev '{\"driver\":\"qcow2\",\"node-name\":\"disk\","
+            "\"file\":{\"driver\":\"throttle\",\"throttle-group\":\"tg\","
+            "\"file\":{\"driver\":\"file\",\"locking\":\"off\","
+            "\"filename\":\"/proc/%d/fd/%d\"}}}'", (int)getpid(), fd);
+
+        lun_hd_fd = dup(fd);
+        d = lun_begin_with(NULL, lun_vm_args_of(nodes, STANDARD, ""));
+        throttle(d, 1);
+        run_lba_status_ended(d, how);
+        throttle(d, 0);
+        mq_clear_ua(mq_queue(d, 0), 0, LUN_HD);
+        g_assert_cmpuint(get_status(d, 0, all), ==, 2 * STATUS_TABLES);
+        for (unsigned i = 0; i < 2 * STATUS_TABLES; i++) {
+            g_assert_cmpuint(all[i].is, ==, i % 2 ? DEALLOCATED : MAPPED);
+            g_assert_cmpuint(all[i].blocks, ==, i % 2 ? STATUS_TABLE - 1 : 1);
+        }
+        lun_end(d);
+    }
+    close(fd);
+}
+
+/*
+ * Sizes and FUA
+ */
+
+/* What has no room for so many blocks says that they are more. */
+static void test_huge(void)
+{
+    static const uint64_t blocks = 8ULL * GiB;
+    g_autofree char *path = lun_make_qcow2_with(LUN_CLUSTER,
+                                                blocks * LUN_BLOCK);
+    MqDev *d = lun_begin_with(NULL, lun_vm_args(path, QCOW2, "", ""));
+    MqCmd cmd = mq_cmd(LUN_HD, READ_CAPACITY_10);
+    static MqAnswer a;
+
+    cmd.in_len = 8;
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 8);
+    g_assert_cmphex(lun_field(a.in, 4), ==, UINT32_MAX);
+
+    cmd = mq_cmd(LUN_HD, SERVICE_ACTION_IN_16);
+    cmd.cdb[1] = SAI_READ_CAPACITY_16;
+    cmd.cdb[13] = cmd.in_len = 32;
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 32);
+    g_assert_cmpuint(ldq_be_p(a.in), ==, blocks - 1);
+
+    /* The block descriptor of the mode data */
+    cmd = mq_cmd(LUN_HD, MODE_SENSE);
+    cmd.cdb[2] = 0x08;
+    cmd.cdb[4] = cmd.in_len = 12;
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 12);
+    g_assert_cmpuint(a.in[3], ==, 8);
+    g_assert_cmpuint(lun_field(a.in + 5, 3), ==, 0);
+
+    /* And the last block is there. */
+    cmd = mq_cmd(LUN_HD, READ_16);
+    stq_be_p(cmd.cdb + 2, blocks - 1);
+    cmd.cdb[13] = 1;
+    cmd.in_len = LUN_BLOCK;
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, LUN_BLOCK);
+    g_assert_true(mq_all_bytes(a.in, LUN_BLOCK, 0));
+    lun_end(d);
+}
+
+/* A READ with FUA is one of what is on the medium: it flushes first. */
+static void test_read_fua(void)
+{
+    static const char fails[] =
+        "\"driver\":\"blkdebug\",\"inject-error\":[{\"event\":\"none\","
+        "\"iotype\":\"flush\",\"once\":true}],\"image\":";
+    g_autofree char *path = lun_make_image();
+    MqDev *d = lun_begin_with(NULL, lun_vm_args(path, fails, "", ""));
+    MqCmd cmd = range_cmd(READ_10, 8, 50, 4);
+    uint8_t want[4 * LUN_BLOCK];
+    static MqAnswer a;
+
+    mq_fill_pattern(want, 50, 4, 0);
+    cmd.in_len = sizeof(want);
+    write_block(d, 10);
+    lun_run(d, &cmd, &a);
+    mq_expect_sense(&cmd, &a, ABORTED_COMMAND, ASC_IO_ERROR);
+    cmd.tag = mq_next_tag();
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, sizeof(want));
+    g_assert_cmpmem(a.in, sizeof(want), want, sizeof(want));
+    lun_end(d);
+}
+
 /*
  * Migration
  */
@@ -829,6 +1011,9 @@ static const LunTest disk_tests[] = {
     { "disk/lba-status/blocks", test_lba_status_blocks },
     { "disk/lba-status/many", test_lba_status_many },
     { "disk/lba-status/error", test_lba_status_error },
+    { "disk/lba-status/ended", test_lba_status_ended },
+    { "disk/huge", test_huge },
+    { "disk/read-fua", test_read_fua },
     { "disk/block-size", test_block_size },
     { "disk/migrate", test_migrate },
     { "disk/no-medium", test_no_medium },

@@ -97,6 +97,19 @@ static void test_controllers(void)
                  "{'iothread':'t1','vqs':[0]}]");
 }
 
+/* It has the same queues. */
+static void test_vhost_user(void)
+{
+    static const Mistake none = {
+        "'driver':'vhost-user-scsi-pci','id':'new','chardev':'none',"
+        "'num_queues':0", "num_queues is 0, but must be 1 to"
+    };
+    QTestState *qts = qtest_init("-nodefaults -chardev null,id=none");
+
+    refused(qts, &none);
+    qtest_quit(qts);
+}
+
 static void test_addresses(void)
 {
     test_refused(of_addresses, ARRAY_SIZE(of_addresses),
@@ -157,6 +170,9 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     qtest_add_func("/virtio-scsi-errors/controllers", test_controllers);
+    if (qtest_has_device("vhost-user-scsi-pci")) {
+        qtest_add_func("/virtio-scsi-errors/vhost-user", test_vhost_user);
+    }
     qtest_add_func("/virtio-scsi-errors/addresses", test_addresses);
     qtest_add_func("/virtio-scsi-errors/drives", test_drives);
     qtest_add_func("/virtio-scsi-errors/full", test_full);

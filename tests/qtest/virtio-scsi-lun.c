@@ -23,14 +23,12 @@ static QPCIBus *vm_bus;
 int lun_hd_fd;
 
 /* All JSON: plain -device options would be created before JSON ones. */
-char *lun_vm_args(const char *hd_path, const char *hd_node,
-                  const char *hd_props, const char *cd_props)
+char *lun_vm_args_of(const char *nodes, const char *hd_props,
+                     const char *cd_props)
 {
     return g_strdup_printf("-machine pc"
         " -object '{\"qom-type\":\"iothread\",\"id\":\"iot0\"}'"
-        " -object '{\"qom-type\":\"iothread\",\"id\":\"iot1\"}'"
-        " -blockdev '{\"node-name\":\"disk\",%s"
-        "{\"driver\":\"file\",\"locking\":\"off\",\"filename\":\"%s\"}}'"
+        " -object '{\"qom-type\":\"iothread\",\"id\":\"iot1\"}' %s"
         " -blockdev '{\"driver\":\"null-co\",\"node-name\":\"dvd\","
         "\"read-only\":true,\"read-zeroes\":true,\"size\":%" PRIu64 "}'"
         " -device '{\"driver\":\"virtio-scsi-pci\",\"id\":\"vs\","
@@ -41,8 +39,18 @@ char *lun_vm_args(const char *hd_path, const char *hd_node,
         "\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,\"lun\":%u%s}'"
         " -device '{\"driver\":\"scsi-cd\",\"id\":\"cd\",\"drive\":\"dvd\","
         "\"bus\":\"vs.0\",\"channel\":0,\"scsi-id\":0,\"lun\":%u%s}'",
-        hd_node, hd_path, (uint64_t)GiB, CTRL_SLOT, NUM_QUEUES, LUN_HD,
-        hd_props, LUN_CD, cd_props);
+        nodes, (uint64_t)GiB, CTRL_SLOT, NUM_QUEUES, LUN_HD, hd_props, LUN_CD,
+        cd_props);
+}
+
+char *lun_vm_args(const char *hd_path, const char *hd_node,
+                  const char *hd_props, const char *cd_props)
+{
+    g_autofree char *node = g_strdup_printf("-blockdev '{"
+        "\"node-name\":\"disk\",%s{\"driver\":\"file\","
+        "\"locking\":\"off\",\"filename\":\"%s\"}}'", hd_node, hd_path);
+
+    return lun_vm_args_of(node, hd_props, cd_props);
 }
 
 char *lun_make_image(void)

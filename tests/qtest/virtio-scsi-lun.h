@@ -44,6 +44,10 @@ extern int lun_hd_fd;           /* LUN_HD's file, which has no name */
 char *lun_vm_args(const char *hd_path, const char *hd_node,
                   const char *hd_props, const char *cd_props);
 
+/* The same, with -blockdev, and what else makes the node "disk" */
+char *lun_vm_args_of(const char *nodes, const char *hd_props,
+                     const char *cd_props);
+
 /* Makes lun_hd_fd: a raw file full of mq_fill_pattern().  Returns its path. */
 char *lun_make_image(void);
 
