@@ -2,7 +2,8 @@
  * SCSI disks on other HBAs than virtio-scsi
  *
  * Two ways in which data come to a disk: pvscsi has lists of guest memory,
- * am53c974 (ESP) moves what is in the disk's own buffer, part by part.
+ * am53c974 (ESP) moves what is in the disk's own buffer, part by part.  No
+ * command ends there without a SCSI status.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -15,6 +16,8 @@
 #include "libqos/malloc-pc.h"
 #include "libqos/pci-pc.h"
 #include "scsi/constants.h"
+#include "scsi/utils.h"
+#include "fake-sg-io.h"
 #include "virtio-scsi-mq-common.h"
 
 #define SLOT        9
@@ -29,7 +32,10 @@
 #define ERROR_LBA   (LONG_LBA + 300)
 #define SENSE_LEN   18
 
-enum { TARGET_HD, TARGET_CD, TARGET_SLOW };
+#define PASSED_ID   3
+enum { TARGET_HD, TARGET_CD, TARGET_SLOW, TARGET_PASSED = PASSED_ID };
+
+static char *fake_sg_io;        /* the library's path */
 
 #define ASC_IO          0x0006
 #define ASC_RANGE       0x2100
@@ -383,7 +389,8 @@ static void clear_attention(Hba *h, unsigned target)
     g_assert_cmpuint(target, ==, TARGET_CD);    /* and has no medium */
 }
 
-static void start(Hba *h, const HbaOps *ops, const char *hd_props)
+static void start_with(Hba *h, const HbaOps *ops, const char *hd_props,
+                       const char *more)
 {
     g_autofree uint8_t *image = g_malloc(CAPACITY);
     g_autofree char *path = mq_open_unnamed(&h->fd);
@@ -404,9 +411,9 @@ static void start(Hba *h, const HbaOps *ops, const char *hd_props)
         "\"drive\":\"disk\"%s}'"
         " -device '{\"driver\":\"scsi-cd\",\"bus\":\"hba.0\",\"scsi-id\":%u}'"
         " -device '{\"driver\":\"scsi-hd\",\"bus\":\"hba.0\",\"scsi-id\":%u,"
-        "\"drive\":\"slow\",\"cyls\":8,\"heads\":16,\"secs\":32}'",
+        "\"drive\":\"slow\",\"cyls\":8,\"heads\":16,\"secs\":32}'%s",
         path, ERROR_LBA, CAPACITY, ops->name, SLOT, TARGET_HD, hd_props,
-        TARGET_CD, TARGET_SLOW);
+        TARGET_CD, TARGET_SLOW, more);
     pc_alloc_init(&h->alloc, h->qts, ALLOC_NO_FLAGS);
     h->bus = qpci_new_pc(h->qts, &h->alloc);
     h->pci = qpci_device_find(h->bus, addr.devfn);
@@ -420,6 +427,11 @@ static void start(Hba *h, const HbaOps *ops, const char *hd_props)
     clear_attention(h, TARGET_HD);
     clear_attention(h, TARGET_CD);
     clear_attention(h, TARGET_SLOW);
+}
+
+static void start(Hba *h, const HbaOps *ops, const char *hd_props)
+{
+    start_with(h, ops, hd_props, "");
 }
 
 static void end(Hba *h)
@@ -589,14 +601,78 @@ static void test_no_medium(const void *arg)
     end(&h);
 }
 
+/* The guest has more memory for the data than there are. */
+static void test_longer(const void *arg)
+{
+    enum { LBA = 100, NUM = 8 };
+    uint8_t cdb[16], behind[BLOCK], was[BLOCK];
+    Hba h;
+
+    start(&h, arg, "");
+    for (unsigned lists = 0; lists < 2; lists++) {
+        put_data(&h, 0, NUM + 1, 99);
+        put_range(cdb, READ_10, 0, LBA, NUM);
+        begin(&h, TARGET_HD, cdb, DATA_IN, (NUM + 1) * BLOCK, lists);
+        g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
+        check_data(&h, LBA, NUM, 0);
+        mq_fill_pattern(was, NUM, 1, 99);
+        qtest_memread(h.qts, h.data + NUM * BLOCK, behind, BLOCK);
+        g_assert_cmpmem(behind, BLOCK, was, BLOCK);
+    }
+    end(&h);
+}
+
+/* What the host says of a command becomes a SCSI status, and sense data. */
+static void test_host_status(const void *arg)
+{
+    static const struct {
+        uint8_t host_status, status, key;
+        uint16_t asc;
+    } rows[] = {
+        { SCSI_HOST_NO_LUN, CHECK_CONDITION, ABORTED_COMMAND, 0x0500 },
+        { SCSI_HOST_BUSY, BUSY },
+        { SCSI_HOST_TIME_OUT, CHECK_CONDITION, ABORTED_COMMAND, 0x2e02 },
+        { SCSI_HOST_RESERVATION_ERROR, RESERVATION_CONFLICT },
+        { SCSI_HOST_MEDIUM_ERROR, CHECK_CONDITION, MEDIUM_ERROR, 0x1100 },
+    };
+    static const uint8_t capacity[16] = { READ_CAPACITY_10 };
+    Hba h;
+
+    g_setenv("LD_PRELOAD", fake_sg_io, true);
+    start_with(&h, arg, "",
+        " -blockdev '{\"driver\":\"host_device\",\"node-name\":\"passed\","
+        "\"locking\":\"off\",\"filename\":\"" FAKE_SG_DISK "\"}'"
+        " -device '{\"driver\":\"scsi-block\",\"bus\":\"hba.0\","
+        "\"scsi-id\":" stringify(PASSED_ID) ",\"drive\":\"passed\"}'");
+    g_unsetenv("LD_PRELOAD");
+    clear_attention(&h, TARGET_PASSED);
+    expect_good(&h, TARGET_PASSED, capacity, DATA_IN, 8);
+    for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
+        uint8_t cdb[16], status;
+
+        put_range(cdb, READ_10, 0,
+                  FAKE_SG_LBA(FAKE_SG_HOST, 0, rows[i].host_status), 1);
+        status = run(&h, TARGET_PASSED, cdb, DATA_IN, BLOCK);
+        g_assert_cmpuint(status, ==, rows[i].status);
+        if (status == CHECK_CONDITION) {
+            expect_sense(&h, TARGET_PASSED, status, rows[i].key, rows[i].asc);
+        }
+    }
+    end(&h);
+}
+
 int main(int argc, char **argv)
 {
+    g_autofree char *dir = g_path_get_dirname(argv[0]);
     static const HbaOps *const hbas[] = { &pvscsi, &am53c974 };
     static const struct {
         const char *name;
         void (*func)(const void *arg);
+        const HbaOps *only;
     } tests[] = {
         { "data", test_data },
+        { "longer", test_longer, &pvscsi },
+        { "host-status", test_host_status, &am53c974 },
         { "error", test_error },
         { "stop", test_stop },
         { "cancel", test_cancel },
@@ -604,13 +680,15 @@ int main(int argc, char **argv)
     };
 
     g_test_init(&argc, &argv, NULL);
+    fake_sg_io = g_build_filename(dir, FAKE_SG_LIBRARY, NULL);
     for (unsigned i = 0; i < ARRAY_SIZE(hbas); i++) {
         for (unsigned j = 0; j < ARRAY_SIZE(tests); j++) {
             g_autofree char *path = g_strdup_printf("scsi-hba/%s/%s",
                                                     hbas[i]->name,
                                                     tests[j].name);
 
-            if (qtest_has_device(hbas[i]->name)) {
+            if (qtest_has_device(hbas[i]->name) &&
+                (!tests[j].only || tests[j].only == hbas[i])) {
                 qtest_add_data_func(path, hbas[i], tests[j].func);
             }
         }
