@@ -71,7 +71,7 @@ static int put_requests(QEMUFile *f, void *pv, size_t size,
  */
 static int get_request(QEMUFile *f, SCSIDevice *d, bool retry)
 {
-    const SCSIBusInfo *info = scsi_bus_from_device(d)->info;
+    SCSIBus *bus = scsi_bus_from_device(d);
     uint8_t cdb[SCSI_CMD_BUF_SIZE];
     uint32_t tag, lun;
     SCSIRequest *req;
@@ -83,11 +83,15 @@ static int get_request(QEMUFile *f, SCSIDevice *d, bool retry)
     if (qemu_file_get_error(f)) {
         return qemu_file_get_error(f);
     }
+    if (!bus->info->load_request) {
+        error_report("SCSI device: the HBA, %s, can't take over requests that "
+                     "wait for the VM",
+                     object_get_typename(OBJECT(bus->qbus.parent)));
+        return -ENOTSUP;
+    }
     req = scsi_req_restore(d, tag, lun, cdb);
     req->retry = retry;
-    if (info->load_request) {
-        req->hba_private = info->load_request(f, req);
-    }
+    req->hba_private = bus->info->load_request(f, req);
     req->retry = false; /* not counted yet */
     if (qemu_file_get_error(f)) {
         scsi_req_unref(req);

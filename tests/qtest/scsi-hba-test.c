@@ -65,6 +65,7 @@ struct Hba {
     QPCIDevice *pci;
     QPCIBar bar;
     int fd;                 /* the image, which has no name */
+    char *args;             /* of this QEMU, and of one that it moves to */
     uint64_t page;          /* the HBA's own guest memory */
     uint64_t data;          /* DATA_MAX bytes of guest memory */
     unsigned num;           /* commands begun */
@@ -399,7 +400,7 @@ static void start_with(Hba *h, const HbaOps *ops, const char *hd_props,
     mq_fill_pattern(image, 0, BLOCKS, 0);
     g_assert_cmpint(pwrite(h->fd, image, CAPACITY, 0), ==, CAPACITY);
     *h = (Hba) { .ops = ops, .fd = h->fd };
-    h->qts = qtest_initf("-machine pc -nodefaults"
+    h->args = g_strdup_printf("-machine pc -nodefaults"
         " -blockdev '{\"driver\":\"blkdebug\",\"node-name\":\"disk\","
         "\"image\":{\"driver\":\"file\",\"locking\":\"off\","
         "\"filename\":\"%s\"},\"inject-error\":[{\"event\":\"none\","
@@ -414,6 +415,7 @@ static void start_with(Hba *h, const HbaOps *ops, const char *hd_props,
         "\"drive\":\"slow\",\"cyls\":8,\"heads\":16,\"secs\":32}'%s",
         path, ERROR_LBA, CAPACITY, ops->name, SLOT, TARGET_HD, hd_props,
         TARGET_CD, TARGET_SLOW, more);
+    h->qts = qtest_init(h->args);
     pc_alloc_init(&h->alloc, h->qts, ALLOC_NO_FLAGS);
     h->bus = qpci_new_pc(h->qts, &h->alloc);
     h->pci = qpci_device_find(h->bus, addr.devfn);
@@ -440,6 +442,7 @@ static void end(Hba *h)
     qpci_free_pc(h->bus);
     alloc_destroy(&h->alloc);
     qtest_quit(h->qts);
+    g_free(h->args);
     close(h->fd);
 }
 
@@ -553,6 +556,55 @@ static void test_stop(const void *arg)
     g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
     check_data(&h, ERROR_LBA, 8, 0);
     end(&h);
+}
+
+/* The VM moves while a read waits, and the other QEMU's disk fails once, too. */
+static void test_migrate(const void *arg)
+{
+    g_autofree char *args = NULL;
+    QTestState *to;
+    uint8_t cdb[16];
+    Hba h;
+
+    start(&h, arg, ",\"rerror\":\"stop\"");
+    put_range(cdb, READ_10, 0, ERROR_LBA, 8);
+    begin(&h, TARGET_HD, cdb, DATA_IN, 8 * BLOCK, true);
+    qtest_qmp_eventwait(h.qts, "STOP");
+
+    args = g_strdup_printf("%s -incoming defer", h.args);
+    to = qtest_init(args);
+    mq_migrate(h.qts, to);
+    qtest_quit(h.qts);
+    h.qts = h.bus->qts = to;
+    qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
+    qtest_qmp_eventwait(h.qts, "STOP");
+    qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
+    g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
+    check_data(&h, ERROR_LBA, 8, 0);
+    end(&h);
+}
+
+/* An HBA that can't take waiting requests along stays where it is. */
+static void test_stay(const void *arg)
+{
+    int fd;
+    g_autofree char *path = mq_open_unnamed(&fd);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    uint8_t cdb[16];
+    Hba h;
+
+    start(&h, arg, ",\"rerror\":\"stop\"");
+    put_range(cdb, READ_10, 0, ERROR_LBA, 8);
+    begin(&h, TARGET_HD, cdb, DATA_IN, 8 * BLOCK, true);
+    qtest_qmp_eventwait(h.qts, "STOP");
+    qtest_qmp_assert_success(h.qts, "{'execute': 'migrate',"
+                             " 'arguments': {'uri': %s}}", uri);
+    g_assert_false(mq_wait_migrated(h.qts));
+    qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
+    g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
+    check_data(&h, ERROR_LBA, 8, 0);
+    end(&h);
+    close(fd);
 }
 
 /* A read that takes its time is cancelled, one that the VM waits with, too. */
@@ -675,6 +727,8 @@ int main(int argc, char **argv)
         { "host-status", test_host_status, &am53c974 },
         { "error", test_error },
         { "stop", test_stop },
+        { "migrate", test_migrate, &am53c974 },
+        { "stay", test_stay, &pvscsi },
         { "cancel", test_cancel },
         { "no-medium", test_no_medium },
     };
