@@ -558,7 +558,7 @@ static void test_stop(const void *arg)
     end(&h);
 }
 
-/* The VM moves while a read waits, and the other QEMU's disk fails once, too. */
+/* The VM moves while a read waits; the other QEMU fails it once, too. */
 static void test_migrate(const void *arg)
 {
     g_autofree char *args = NULL;

@@ -17,8 +17,8 @@
 #define DISK_SIZE   (1 << 20)
 
 /*
- * Returns a BlockBackend with a disk of DISK_SIZE that does nothing: at once, or
- * for so many nanoseconds of each request.
+ * Returns a BlockBackend with a disk of DISK_SIZE that does nothing: at once,
+ * or for so many nanoseconds of each request.
  */
 BlockBackend *new_null_blk(void);
 BlockBackend *new_slow_blk(int64_t latency_ns);
