@@ -542,20 +542,32 @@ static void test_error(const void *arg)
     end(&h);
 }
 
-/* What is read once more when the VM goes on is what is missing. */
-static void test_stop(const void *arg)
+/* A read that fails, and that the VM waits with */
+static void start_waiting(Hba *h, const HbaOps *ops)
 {
     uint8_t cdb[16];
+
+    start(h, ops, ",\"rerror\":\"stop\"");
+    put_range(cdb, READ_10, 0, ERROR_LBA, 8);
+    begin(h, TARGET_HD, cdb, DATA_IN, 8 * BLOCK, true);
+    qtest_qmp_eventwait(h->qts, "STOP");
+}
+
+/* It is read once more, and that is all. */
+static void end_waiting(Hba *h)
+{
+    qtest_qmp_assert_success(h->qts, "{'execute': 'cont'}");
+    g_assert_cmpuint(h->ops->end(h), ==, GOOD);
+    check_data(h, ERROR_LBA, 8, 0);
+    end(h);
+}
+
+static void test_stop(const void *arg)
+{
     Hba h;
 
-    start(&h, arg, ",\"rerror\":\"stop\"");
-    put_range(cdb, READ_10, 0, ERROR_LBA, 8);
-    begin(&h, TARGET_HD, cdb, DATA_IN, 8 * BLOCK, true);
-    qtest_qmp_eventwait(h.qts, "STOP");
-    qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
-    g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
-    check_data(&h, ERROR_LBA, 8, 0);
-    end(&h);
+    start_waiting(&h, arg);
+    end_waiting(&h);
 }
 
 /* The VM moves while a read waits; the other QEMU fails it once, too. */
@@ -563,14 +575,9 @@ static void test_migrate(const void *arg)
 {
     g_autofree char *args = NULL;
     QTestState *to;
-    uint8_t cdb[16];
     Hba h;
 
-    start(&h, arg, ",\"rerror\":\"stop\"");
-    put_range(cdb, READ_10, 0, ERROR_LBA, 8);
-    begin(&h, TARGET_HD, cdb, DATA_IN, 8 * BLOCK, true);
-    qtest_qmp_eventwait(h.qts, "STOP");
-
+    start_waiting(&h, arg);
     args = g_strdup_printf("%s -incoming defer", h.args);
     to = qtest_init(args);
     mq_migrate(h.qts, to);
@@ -578,10 +585,7 @@ static void test_migrate(const void *arg)
     h.qts = h.bus->qts = to;
     qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
     qtest_qmp_eventwait(h.qts, "STOP");
-    qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
-    g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
-    check_data(&h, ERROR_LBA, 8, 0);
-    end(&h);
+    end_waiting(&h);
 }
 
 /* An HBA that can't take waiting requests along stays where it is. */
@@ -590,20 +594,13 @@ static void test_stay(const void *arg)
     int fd;
     g_autofree char *path = mq_open_unnamed(&fd);
     g_autofree char *uri = g_strdup_printf("file:%s", path);
-    uint8_t cdb[16];
     Hba h;
 
-    start(&h, arg, ",\"rerror\":\"stop\"");
-    put_range(cdb, READ_10, 0, ERROR_LBA, 8);
-    begin(&h, TARGET_HD, cdb, DATA_IN, 8 * BLOCK, true);
-    qtest_qmp_eventwait(h.qts, "STOP");
+    start_waiting(&h, arg);
     qtest_qmp_assert_success(h.qts, "{'execute': 'migrate',"
                              " 'arguments': {'uri': %s}}", uri);
     g_assert_false(mq_wait_migrated(h.qts));
-    qtest_qmp_assert_success(h.qts, "{'execute': 'cont'}");
-    g_assert_cmpuint(h.ops->end(&h), ==, GOOD);
-    check_data(&h, ERROR_LBA, 8, 0);
-    end(&h);
+    end_waiting(&h);
     close(fd);
 }
 

@@ -331,21 +331,8 @@ static MqCmd end_cmd(const End *end, uint16_t lun, bool write, uint32_t bits)
 
 static int64_t failed(MqDev *d, bool write)
 {
-    g_autoptr(QDict) resp = qtest_qmp(d->qts,
-                                      "{'execute': 'query-blockstats'}");
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
-        const QDict *device = qobject_to(QDict, qlist_entry_obj(entry));
-        const char *qdev = qdict_get_try_str(device, "qdev");
-
-        if (qdev && strstr(qdev, "hd")) {
-            return qdict_get_int(qdict_get_qdict(device, "stats"), write
-                                 ? "failed_wr_operations"
-                                 : "failed_rd_operations");
-        }
-    }
-    g_assert_not_reached();
+    return mq_disk_stat(d, "hd", write ? "failed_wr_operations"
+                                       : "failed_rd_operations");
 }
 
 /* On the way of a disk's data, and on that of other commands, a rom's READ */

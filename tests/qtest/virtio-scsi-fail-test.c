@@ -103,23 +103,6 @@ static void expect_vm(MqDev *d, const char *status)
                     ==, status);
 }
 
-static int64_t hd_stat(MqDev *d, const char *name)
-{
-    g_autoptr(QDict) resp = qtest_qmp(d->qts,
-                                      "{'execute': 'query-blockstats'}");
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
-        const QDict *device = qobject_to(QDict, qlist_entry_obj(entry));
-        const char *qdev = qdict_get_try_str(device, "qdev");
-
-        if (qdev && strstr(qdev, "hd")) {
-            return qdict_get_int(qdict_get_qdict(device, "stats"), name);
-        }
-    }
-    g_assert_not_reached();
-}
-
 /*
  * Commands
  */
@@ -378,7 +361,7 @@ static void run_error(MqDev *d, const Policy *p, const Errno *e, Kind kind,
     const char *action = action_of(p, kind, e->number);
     bool stops = !g_strcmp0(action, "stop");
     Op ops[NUM_QUEUES];
-    int64_t failed = hd_stat(d, "failed_wr_operations");
+    int64_t failed = mq_disk_stat(d, "hd", "failed_wr_operations");
 
     add_bad(d, kind, e->number, lba & 64);
     put_below(d, "bad");
@@ -420,7 +403,7 @@ static void run_error(MqDev *d, const Policy *p, const Errno *e, Kind kind,
         repair(d);
         expect_vm(d, "running");
         if (kind == WRITE && !g_strcmp0(action, "report")) {
-            g_assert_cmpint(hd_stat(d, "failed_wr_operations"), ==,
+            g_assert_cmpint(mq_disk_stat(d, "hd", "failed_wr_operations"), ==,
                             failed + NUM_QUEUES);
         }
         /* Nothing has been done. */
@@ -553,7 +536,7 @@ static void test_one_queue(void)
             mq_release(ops[q].slot);
         }
     }
-    g_assert_cmpint(hd_stat(d, "failed_rd_operations"), ==, ROUNDS);
+    g_assert_cmpint(mq_disk_stat(d, "hd", "failed_rd_operations"), ==, ROUNDS);
     repair(d);
     lun_end(d);
 }

@@ -294,6 +294,23 @@ void mq_reset(MqDev *d)
     forget_queues(d);
 }
 
+int64_t mq_disk_stat(MqDev *d, const char *id, const char *name)
+{
+    g_autoptr(QDict) resp = qtest_qmp(d->qts,
+                                      "{'execute': 'query-blockstats'}");
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        const QDict *device = qobject_to(QDict, qlist_entry_obj(entry));
+        const char *qdev = qdict_get_try_str(device, "qdev");
+
+        if (qdev && strstr(qdev, id)) {
+            return qdict_get_int(qdict_get_qdict(device, "stats"), name);
+        }
+    }
+    g_assert_not_reached();
+}
+
 bool mq_wait_migrated(QTestState *qts)
 {
     gint64 start = 0;

@@ -103,6 +103,9 @@ void mq_driver_ok(MqDev *d);
 void mq_start(MqDev *d, unsigned form, size_t data_max);
 void mq_reset(MqDev *d);
 
+/* What query-blockstats counts as @name for the disk whose ID has @id in it */
+int64_t mq_disk_stat(MqDev *d, const char *id, const char *name);
+
 /* Until @qts has come or gone; false if that failed */
 bool mq_wait_migrated(QTestState *qts);
 
