@@ -110,6 +110,24 @@ void lun_run(MqDev *d, const MqCmd *cmd, MqAnswer *a)
     mq_run(mq_queue(d, n++ % NUM_QUEUES), cmd, &a->resp, a->in);
 }
 
+void lun_expect_huge(MqDev *d, uint64_t blocks)
+{
+    MqCmd cmd = mq_cmd(LUN_HD, READ_CAPACITY_10);
+    static MqAnswer a;
+
+    cmd.in_len = 8;
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 8);
+    g_assert_cmphex(lun_field(a.in, 4), ==, UINT32_MAX);
+
+    cmd = mq_cmd(LUN_HD, SERVICE_ACTION_IN_16);
+    cmd.cdb[1] = SAI_READ_CAPACITY_16;
+    cmd.cdb[13] = cmd.in_len = 32;
+    lun_run(d, &cmd, &a);
+    mq_expect_moved(&cmd, &a, 32);
+    g_assert_cmpuint(ldq_be_p(a.in), ==, blocks - 1);
+}
+
 void lun_expect_refusal(MqDev *d, const MqCmd *cmd, uint16_t asc)
 {
     static MqAnswer a;

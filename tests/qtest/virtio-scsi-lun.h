@@ -73,6 +73,9 @@ void lun_end(MqDev *d);
 /* Each command comes by another queue. */
 void lun_run(MqDev *d, const MqCmd *cmd, MqAnswer *a);
 
+/* So many blocks, for which READ CAPACITY (10) has no room */
+void lun_expect_huge(MqDev *d, uint64_t blocks);
+
 /* It must be an ILLEGAL REQUEST, and nothing be transferred. */
 void lun_expect_refusal(MqDev *d, const MqCmd *cmd, uint16_t asc);
 
