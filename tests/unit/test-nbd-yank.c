@@ -222,6 +222,50 @@ static void test_cancel(void)
     teardown(&server);
 }
 
+typedef struct Attempt {
+    NBDClientConnection *conn;
+    bool over;
+} Attempt;
+
+static void coroutine_fn attempt_co(void *opaque)
+{
+    Attempt *attempt = opaque;
+    NBDExportInfo info;
+
+    g_assert_null(nbd_co_establish_connection(attempt->conn, &info, true,
+                                              NULL));
+    attempt->over = true;
+}
+
+/*
+ * Nobody listens.  Who cancels when it is decided already that an attempt will
+ * wait doesn't find it waiting, and means it all the same.
+ */
+static void test_cancel_early(void)
+{
+    SocketAddress addr = { .type = SOCKET_ADDRESS_TYPE_UNIX };
+    Attempt attempt = { };
+
+    addr.u.q_unix.path = (char *)"/nonexistent/test-nbd-yank";
+    attempt.conn = nbd_client_connection_new(&addr, true, "", NULL, NULL, NULL);
+    nbd_client_connection_enable_retry(attempt.conn);
+
+    nbd_client_connection_begin(attempt.conn);
+    nbd_co_establish_connection_cancel(attempt.conn);
+    qemu_coroutine_enter(qemu_coroutine_create(attempt_co, &attempt));
+    g_assert_true(attempt.over);
+
+    /* The next one waits, until it is cancelled, too. */
+    attempt.over = false;
+    nbd_client_connection_begin(attempt.conn);
+    qemu_coroutine_enter(qemu_coroutine_create(attempt_co, &attempt));
+    g_assert_false(attempt.over);
+    nbd_co_establish_connection_cancel(attempt.conn);
+    g_assert_true(attempt.over);
+
+    nbd_client_connection_release(attempt.conn);
+}
+
 int main(int argc, char **argv)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -234,5 +278,6 @@ int main(int argc, char **argv)
     g_test_add_func("/nbd-yank/old-connection", test_yank_old);
     g_test_add_func("/nbd-yank/new-connection", test_yank_new);
     g_test_add_func("/nbd-yank/cancel", test_cancel);
+    g_test_add_func("/nbd-yank/cancel-early", test_cancel_early);
     return g_test_run();
 }
