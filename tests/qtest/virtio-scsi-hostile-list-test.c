@@ -711,6 +711,38 @@ static void test_rings_under_load(const void *opaque)
     case_close(&c);
 }
 
+/* Commands are looked for in a ring whose size the driver changes meanwhile. */
+static void test_size_under_load(const void *opaque)
+{
+    Load l;
+    Case c;
+
+    case_open(&c, opaque, RING, CASE_DEPTH);
+    for (unsigned i = 0; i < 20; i++) {
+        QVirtioDevice *vdev = &c.dev->pci->vdev;
+
+        case_expect_works(&c, 0);
+        load_start(&l, &c, load_read, 4096);
+        load_goes_on(&l);
+        for (unsigned j = 0; j < 400; j++) {
+            ShmQueue *q = shm_queue(c.dev, j / 2 % 2);
+            uint16_t size = j & 1 ? RING : RING * 3 / 4;
+
+            vdev->bus->queue_select(vdev, q->pci.vq.index);
+            shm_kick(q);
+            case_writew(&c, COMMON(queue_size), size);
+            if (j & 4) {
+                case_writew(&c, COMMON(queue_enable), 1);
+            }
+        }
+        case_status_returns(&c);
+        shm_reset(c.dev);
+        load_stop(&l);
+    }
+    case_expect_works(&c, 0);
+    case_close(&c);
+}
+
 /* Kicks before a virtqueue is enabled, before and instead of DRIVER_OK */
 static void test_kicks_early(const void *opaque)
 {
@@ -817,6 +849,7 @@ int main(int argc, char **argv)
     case_test("hostile-list/cdb-lengths", test_cdb_lengths);
     case_test("hostile-list/sizes-under-load", test_sizes_under_load);
     case_test("hostile-list/rings-under-load", test_rings_under_load);
+    case_test("hostile-list/size-under-load", test_size_under_load);
     case_test("hostile-list/kicks-early", test_kicks_early);
     case_test("hostile-list/tmf-flood", test_tmf_flood);
     return g_test_run();
