@@ -3,7 +3,7 @@
  *
  * Two ways in which data come to a disk: pvscsi has lists of guest memory,
  * am53c974 (ESP) moves what is in the disk's own buffer, part by part.  No
- * command ends there without a SCSI status.
+ * command ends there without a SCSI status.  And lsi53c895a's scripts.
  *
  * Copyright (c) 2026 The virtio-scsi multiqueue authors
  *
@@ -710,6 +710,38 @@ static void test_host_status(const void *arg)
     end(&h);
 }
 
+/*
+ * lsi53c895a: a script that counts, moves memory and begins anew is interrupted
+ * when it has moved enough.  It would go on by the virtual clock, which stands.
+ */
+static void test_lsi_moves(void)
+{
+    enum { SCRIPT = 1 * MiB, FROM = 32 * MiB, TO = 64 * MiB, MOVE = 0xffffff,
+           DSP = 0x2c, SCRATCH_A = 0x34, MMIO_BAR = 1 };
+    static const uint32_t script[] = {
+        0x7e000000 | SCRATCH_A << 16 | 1 << 8, 0,       /* add 1 to it */
+        0xc0000000 | MOVE, FROM, TO,
+        0x80080000, SCRIPT,                             /* jump */
+    };
+    QTestState *qts = qtest_initf("-M pc -m 128 -device lsi53c895a,addr=%u",
+                                  SLOT);
+    QPCIBus *bus = qpci_new_pc(qts, NULL);
+    QPCIDevice *pci = qpci_device_find(bus, QPCI_DEVFN(SLOT, 0));
+    QPCIBar bar;
+
+    qpci_device_enable(pci);
+    bar = qpci_iomap(pci, MMIO_BAR, NULL);
+    for (unsigned i = 0; i < ARRAY_SIZE(script); i++) {
+        qtest_writel(qts, SCRIPT + 4 * i, script[i]);
+    }
+    qpci_io_writel(pci, bar, DSP, SCRIPT);
+    g_assert_cmpuint(qpci_io_readl(pci, bar, SCRATCH_A), ==, 1);
+
+    g_free(pci);
+    qpci_free_pc(bus);
+    qtest_quit(qts);
+}
+
 int main(int argc, char **argv)
 {
     g_autofree char *dir = g_path_get_dirname(argv[0]);
@@ -732,6 +764,9 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     fake_sg_io = g_build_filename(dir, FAKE_SG_LIBRARY, NULL);
+    if (qtest_has_device("lsi53c895a")) {
+        qtest_add_func("scsi-hba/lsi53c895a/moves", test_lsi_moves);
+    }
     for (unsigned i = 0; i < ARRAY_SIZE(hbas); i++) {
         for (unsigned j = 0; j < ARRAY_SIZE(tests); j++) {
             g_autofree char *path = g_strdup_printf("scsi-hba/%s/%s",
