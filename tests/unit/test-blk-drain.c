@@ -12,6 +12,7 @@
 #include "block/block_int.h"
 #include "block/throttle-groups.h"
 #include "qapi/error.h"
+#include "qobject/qdict.h"
 #include "qemu/main-loop.h"
 #include "blk-drain-util.h"
 
@@ -111,6 +112,41 @@ static void test_throttle_enable(void)
     blk_unref(r.blk);
 }
 
+static BlockDriverState *add_throttle(const char *group, const char *file,
+                                      Error **errp)
+{
+    QDict *options = qdict_new();
+
+    qdict_put_str(options, "driver", "throttle");
+    qdict_put_str(options, "throttle-group", group);
+    qdict_put_str(options, "file", file);
+    return bdrv_open(NULL, NULL, options, BDRV_O_RDWR, errp);
+}
+
+/* A node that is added above another one goes to the IOThread of that. */
+static void test_throttle_open(void)
+{
+    IOThread *iothread = iothread_new();
+    AioContext *ctx = iothread_get_aio_context(iothread);
+    BlockBackend *blk = new_null_blk();
+    BlockDriverState *bs;
+    Error *err = NULL;
+
+    blk_set_aio_context(blk, ctx, &error_abort);
+    blk_io_limits_enable(blk, "slow");
+    bs = add_throttle("slow", bdrv_get_node_name(blk_bs(blk)), &error_abort);
+    g_assert_true(bdrv_get_aio_context(bs) == ctx);
+    bdrv_unref(bs);
+    bs = add_throttle("slow", "none", &err);
+    g_assert_null(bs);
+    error_free_or_abort(&err);
+
+    blk_io_limits_disable(blk);
+    blk_set_aio_context(blk, qemu_get_aio_context(), &error_abort);
+    blk_unref(blk);
+    iothread_join(iothread);
+}
+
 /*
  * A mirror job in an IOThread: others' drains wait for it
  */
@@ -160,6 +196,7 @@ int main(int argc, char **argv)
 
     g_test_add_func("/blk-drain/throttle-leave", test_throttle_leave);
     g_test_add_func("/blk-drain/throttle-enable", test_throttle_enable);
+    g_test_add_func("/blk-drain/throttle-open", test_throttle_open);
     g_test_add_func("/blk-drain/mirror-flush", test_mirror_flush);
     g_test_add_func("/blk-drain/mirror-resume", test_mirror_resume);
     return g_test_run();
