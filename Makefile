@@ -78,9 +78,9 @@ run-check:
 	@scripts/lab/run --dry-run > /dev/null
 
 check: build stock ## all tests, ours and the base's that touch this code
-	@scripts/build/deps check
+	@scripts/build/deps check $(if $(COVERAGE),coverage)
 	@scripts/build/build-qemu tests
-	@scripts/check/check
+	@scripts/check/check $(if $(COVERAGE),--coverage)
 
 check-tsan: sanitizer-deps build ## stress under ThreadSanitizer, ours and stock: no race in our files
 	@scripts/build/build-qemu tests $(SANITIZED)
@@ -177,7 +177,7 @@ check-model: ## the model of who owns a virtqueue holds, and each mutant of it f
 coverage: build ## lines and branches that tests run; fails if tests/coverage.txt has more
 	@scripts/build/deps check coverage
 	@scripts/build/build-qemu tests
-	@scripts/check/coverage
+	@scripts/check/check --coverage --only=unit --only=qtest --only=qos --only=base
 
 .PHONY: fuzz
 fuzz: sanitizer-deps build ## libFuzzer with ASan and UBSan: TARGET=NAME (or a list of them) SECONDS=N

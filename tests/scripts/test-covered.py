@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tests of scripts/check/coverage (TAP): when a file has fallen, and that the
+"""Tests of scripts/check/covered.py (TAP): when a file has fallen, and that the
 list in tests/coverage.txt names our files and no others."""
 
 import contextlib
@@ -13,21 +13,27 @@ import sys
 sys.dont_write_bytecode = True
 TOP = os.path.abspath(f"{__file__}/../../..")
 sys.path += [f"{TOP}/scripts", f"{TOP}/scripts/check"]
-from common import load
+import covered
 from results import Results
 from tap import Tap
 
-# lines and branches in the list, and now; is that good?
+# lines and branches in the list, and now, of how many branches; is that good?
 CASES = (
     ("as it was", "98.0 90.0", (98.0, 90.0), True),
     ("better", "98.0 90.0", (100.0, 91.0), True),
     ("a point of lines", "98.0 90.0", (97.0, 90.0), True),
     ("more than a point of lines", "98.0 90.0", (96.9, 90.0), False),
     ("more than a point of branches", "98.0 90.0", (98.0, 88.9), False),
+    ("one branch of few", "98.0 90.0", (98.0, 88.0, 50), True),
+    ("more than one branch of few", "98.0 90.0", (98.0, 86.0, 50), False),
     ("no branches", "98.0 -", (98.0, None), True),
     ("not in the list", "", (100.0, 100.0), False),
     ("a file that no program has", "98.0 90.0", None, False),
 )
+
+
+def figures(lines, branches, of=1000):
+    return {"hw/a.c": [(lines, 0.1), (branches, 100 / of)]}
 
 
 def main():
@@ -35,13 +41,12 @@ def main():
         print(f"usage: {sys.argv[0]}    (TAP on standard output)")
         return 0
     tap = Tap()
-    coverage = load("check/coverage")
     for what, was, now, good in CASES:
         results = Results()
         with contextlib.redirect_stdout(io.StringIO()):
-            coverage.judge("# file  lines branches\n"
+            covered.judge("# file  lines branches\n"
                            + (f"hw/a.c  {was}\n" if was else ""),
-                           {"hw/a.c": now} if now else {}, results)
+                           figures(*now) if now else {}, results)
         tap.equal(what, (results.passed, len(results.failed)),
                   (int(good), int(not good)))
     with open(f"{TOP}/tests/coverage.txt", encoding="utf-8") as file:
