@@ -415,7 +415,6 @@ static void test_cancel(void)
                            NULL);
         MqSlot *slot = mq_post_cmd(mq_queue(d, 1), &cmd), *tmf;
         struct virtio_scsi_cmd_resp resp;
-        uint8_t response;
         gint64 start = 0;
 
         mq_flush(mq_queue(d, 1));
@@ -432,10 +431,7 @@ static void test_cancel(void)
         g_assert_false(slot->done);
         g_assert_cmpint(write(hold[1], "", 1), ==, 1);
 
-        mq_wait(tmf);
-        mq_read_resp(tmf, &response, sizeof(response));
-        g_assert_cmpuint(response, ==, VIRTIO_SCSI_S_OK);
-        mq_release(tmf);
+        g_assert_cmpuint(mq_end_tmf(tmf), ==, VIRTIO_SCSI_S_OK);
         mq_reap(mq_queue(d, 1));
         g_assert_true(slot->done);
         mq_read_resp(slot, &resp, sizeof(resp));

@@ -945,16 +945,20 @@ MqSlot *mq_post_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
     return slot;
 }
 
-uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
-               uint64_t tag)
+uint8_t mq_end_tmf(MqSlot *slot)
 {
-    MqSlot *slot = mq_post_tmf(d, subtype, target, lun, tag);
     uint8_t response;
 
     mq_wait(slot);
     mq_read_resp(slot, &response, sizeof(response));
     mq_release(slot);
     return response;
+}
+
+uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
+               uint64_t tag)
+{
+    return mq_end_tmf(mq_post_tmf(d, subtype, target, lun, tag));
 }
 
 /*

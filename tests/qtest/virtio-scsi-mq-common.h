@@ -180,6 +180,8 @@ void mq_assert_sense(const struct virtio_scsi_cmd_resp *resp,
                      uint8_t key, uint8_t asc, uint8_t ascq);
 MqSlot *mq_post_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
                     uint64_t tag);
+/* Wait for the TMF's answer, and return it. */
+uint8_t mq_end_tmf(MqSlot *slot);
 uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
                uint64_t tag);
 
