@@ -205,15 +205,21 @@ class GuestShell:
                 elif not re.match(r"@|\d+\|", text):
                     self.other(text)
 
-    def start(self, name, command, again=False):
+    def start(self, name, command, again=False, endless=False):
         """Run a command in the background; finish() asks for its end.
 
         With again it is run again and again until then, so that nothing that
-        is done meanwhile depends on how long it takes.
+        is done meanwhile depends on how long it takes.  With endless it is a
+        fio without an end of its own, which is terminated then: it says 128 if
+        that is all that went wrong.
         """
+        stop = f"[ -e /tmp/{name}.stop ]"
         if again:
-            command = (f"while :; do {command} || exit; "
-                       f"[ ! -e /tmp/{name}.stop ] || exit 0; done")
+            command = f"while :; do {command} || exit; ! {stop} || exit 0; done"
+        if endless:
+            command += (f" & until {stop} || ! kill -0 $!; do sleep 1; done; "
+                        "kill $!; wait $!; s=$?; [ $s != 128 ] || exit 0; "
+                        "exit $s")
         quoted = shlex.quote(f"({command}) > /tmp/{name}.out 2>&1; "
                              f"echo $? > /tmp/{name}.status")
         self.run(f"rm -f /tmp/{name}.status /tmp/{name}.stop; "
@@ -240,17 +246,19 @@ class GuestShell:
             ), 60)[0]
 
 
-def fio_verified(disk, queues, seconds, region="64M", extra=""):
+def fio_verified(disk, queues, seconds=3600, region="64M", extra=""):
     """Shell command: random reads and verified writes, a job per queue.
 
     Each job stays on a vCPU of its own, so that each queue is fed.  A job comes
     to a block again as soon as it has had all of them, maybe while its last
     read of it is in flight; only --serialize_overlap keeps the two apart.
+    Nobody wants the state of the verification, and a --trigger-file, which
+    saves it for all jobs while they end, can crash fio (3.39).
     """
     return (f"fio --name=verified --filename=/dev/{disk} --rw=randrw --bs=4k "
             "--ioengine=libaio --direct=1 --iodepth=8 --verify=crc32c "
-            "--verify_backlog=64 --verify_fatal=1 --randrepeat=0 "
-            "--serialize_overlap=1 "
+            "--verify_backlog=64 --verify_fatal=1 --verify_state_save=0 "
+            "--randrepeat=0 --serialize_overlap=1 "
             f"--numjobs={queues} --cpus_allowed=0-{queues - 1} "
             f"--cpus_allowed_policy=split --size={region} "
             f"--offset_increment={region} --time_based --runtime={seconds} "

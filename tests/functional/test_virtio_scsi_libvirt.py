@@ -236,7 +236,7 @@ class Domain(GuestLogs):
         the block, and find no wrong data.  The block's function waits until it
         has done more than it had when asked."""
         disk = self.disk(serial)
-        job, end = f"load-{disk}", f"/tmp/{disk}.end"
+        job = f"load-{disk}"
 
         def moves():
             before = self.completed(disk)
@@ -244,14 +244,12 @@ class Domain(GuestLogs):
                      lambda: self.completed(disk) > before + 100
                      or not self.shell.running(job))
 
-        self.shell.run(f"rm -f {end}")
-        self.shell.start(job, fio_verified(disk, QUEUES, 3600, f"{REGION}M",
-                                           f"--trigger-file={end}"))
+        self.shell.start(job, fio_verified(disk, QUEUES, region=f"{REGION}M"),
+                         endless=True)
         moves()
         yield moves
         expect(self.shell.running(job), f"the load on {disk} has ended")
         moves()
-        self.shell.run(f"touch {end}")
         self.shell.finish(job)
 
 
