@@ -693,6 +693,7 @@ static uint64_t read_moves(Stress *s, double *busy)
  */
 void act_balance(Stress *s)
 {
+    enum { LONGEST_US = 2000000 };
     double pace_us = 100000, busy;
     uint64_t before, moves;
 
@@ -715,6 +716,8 @@ void act_balance(Stress *s)
         }
         moves = read_moves(s, &busy);
         pace_us *= busy < 0.8 ? 0.9 / MAX(busy, 0.3) : 1;
+        /* With too little of the host's CPUs it is never busy enough. */
+        pace_us = MIN(pace_us, LONGEST_US);
     }
     s->quiet = 0;
     s->count[COUNT_MOVES] += read_moves(s, &busy) - before;
