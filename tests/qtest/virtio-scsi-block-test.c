@@ -415,13 +415,9 @@ static void test_cancel(void)
                            NULL);
         MqSlot *slot = mq_post_cmd(mq_queue(d, 1), &cmd), *tmf;
         struct virtio_scsi_cmd_resp resp;
-        gint64 start = 0;
 
         mq_flush(mq_queue(d, 1));
-        while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, lun, cmd.tag) !=
-               VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-            mq_pause(&start, "a command to be taken");
-        }
+        mq_wait_taken(d, slot, 0, lun, cmd.tag);
         tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_ABORT_TASK, 0, lun, cmd.tag);
         /* The IOThread has been asked twice since it was told to abort. */
         for (unsigned i = 0; i < 2; i++) {

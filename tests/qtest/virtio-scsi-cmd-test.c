@@ -1218,13 +1218,7 @@ static void hold(MqDev *d, uint16_t lun, MqSlot **slot)
         mq_flush(mq_queue(d, i % NUM_QUEUES));
     }
     for (unsigned i = 0; i < ARRAY_SIZE(tag); i++) {
-        gint64 begun = 0;
-
-        while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, lun, tag[i]) !=
-               VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-            mq_pause(&begun, "QUERY TASK to see a request");
-        }
-        mq_reap(slot[i]->q);
+        mq_wait_taken(d, slot[i], 0, lun, tag[i]);
         g_assert_false(slot[i]->done);
     }
 }

@@ -522,13 +522,7 @@ void data_hold(MqDev *d, uint16_t lun)
 
 void data_wait_taken(MqDev *d, const Request *r)
 {
-    gint64 begun = 0;
-
-    while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, r->cmd.lun,
-                  r->cmd.tag) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-        mq_pause(&begun, "QUERY TASK to see a request");
-    }
-    mq_reap(r->slot->q);
+    mq_wait_taken(d, r->slot, 0, r->cmd.lun, r->cmd.tag);
     g_assert_false(r->slot->done);
 }
 

@@ -607,12 +607,7 @@ static MqDev *park_writes(const char *path, const char *props, uint32_t lba,
     mq_run_good(mq_queue(d, 0), &first, NULL);
     post_each(d, WRITE, lba, ops);
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        gint64 start = 0;
-
-        while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_HD,
-                      ops[i].tag) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-            mq_pause(&start, "a command to be taken");
-        }
+        mq_wait_taken(d, ops[i].slot, 0, LUN_HD, ops[i].tag);
     }
     throttle(d, 0);
     qtest_qmp_eventwait(d->qts, "STOP");

@@ -648,14 +648,10 @@ static void test_during_reset(void *obj, void *arg, QGuestAllocator *alloc)
     mq_clear_ua(mq_queue(d, 0), 0, LUN_SLOW);
     for (unsigned round = 0; round < ROUNDS; round++) {
         MqCmd cmd = read_blocks(LUN_SLOW, 1, 1, SECTOR);
-        gint64 begun = 0;
 
         old = mq_post_cmd(mq_queue(d, 1), &cmd);
         mq_flush(mq_queue(d, 1));
-        while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_SLOW, cmd.tag)
-               != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-            mq_pause(&begun, "QUERY TASK to see a request");
-        }
+        mq_wait_taken(d, old, 0, LUN_SLOW, cmd.tag);
         tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, 0, LUN_SLOW,
                           0);
         for (unsigned i = 0; i < READS; i++) {

@@ -961,6 +961,19 @@ uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
     return mq_end_tmf(mq_post_tmf(d, subtype, target, lun, tag));
 }
 
+void mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
+                   uint64_t tag)
+{
+    gint64 start = 0;
+
+    while (mq_reap(slot->q),
+           !slot->done &&
+           mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, target, lun,
+                  tag) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
+        mq_pause(&start, "QUERY TASK to see a request");
+    }
+}
+
 /*
  * Data
  */

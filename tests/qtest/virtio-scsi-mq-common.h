@@ -184,6 +184,9 @@ MqSlot *mq_post_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
 uint8_t mq_end_tmf(MqSlot *slot);
 uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
                uint64_t tag);
+/* Returns when the device has the command, or has done it already. */
+void mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
+                   uint64_t tag);
 
 /* A wait loop: while (!cond) { mq_pause(&start, "what"); } */
 void mq_pause(gint64 *start, const char *what);

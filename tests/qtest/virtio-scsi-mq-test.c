@@ -1281,20 +1281,6 @@ static void throttle(QTestState *qts, unsigned lun, bool on)
         " 'iops': %d, 'iops_rd': 0, 'iops_wr': 0}}", id, on);
 }
 
-/* Returns when the device has the request, or has done it already. */
-static void wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
-                       uint64_t tag)
-{
-    gint64 start = 0;
-
-    while (mq_reap(slot->q),
-           !slot->done &&
-           mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, target, lun,
-                  tag) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-        mq_pause(&start, "QUERY TASK to see a request");
-    }
-}
-
 /* One read through each queue; returns when the device has them all. */
 static void hold_posts(MqDev *d, Held *h, uint8_t target, uint16_t lun)
 {
@@ -1309,7 +1295,7 @@ static void hold_posts(MqDev *d, Held *h, uint8_t target, uint16_t lun)
         mq_flush(mq_queue(d, i));
     }
     for (unsigned i = 0; i < h->n; i++) {
-        wait_taken(d, h->slot[i], target, lun, h->tag[i]);
+        mq_wait_taken(d, h->slot[i], target, lun, h->tag[i]);
     }
 }
 
@@ -1972,7 +1958,7 @@ static void stop_by_error(MqDev *d, WaitingList *list)
     for (unsigned i = 0; i < list->n; i++) {
         const Waiting *w = &list->w[i];
 
-        wait_taken(d, w->slot, 0, w->lun, w->tag);
+        mq_wait_taken(d, w->slot, 0, w->lun, w->tag);
     }
     throttle(d->qts, 0, false);
     qtest_qmp_eventwait(d->qts, "STOP");
