@@ -749,77 +749,71 @@ enum {
 /* How a command is kept from going on between two of its steps */
 typedef enum Ended { BY_ABORT, BY_RESET, BY_STOP } Ended;
 
-static void throttle(MqDev *d, Ended how, unsigned iops)
+static void throttle(MqDev *d, unsigned iops)
 {
     qtest_qmp_assert_success(d->qts, "{'execute': 'qom-set', 'arguments': {"
-        "'path': %s, 'property': 'limits', 'value': {'iops-total': %u}}}",
-        how == BY_STOP ? "/objects/host" : "/objects/vm", iops);
+        "'path': '/objects/tg', 'property': 'limits',"
+        " 'value': {'iops-total': %u}}}", iops);
 }
 
 /*
  * A read of the image gets through once in a second.  A throttle group that is
- * made now goes by the VM's clock, which stands still until it is told to step;
- * one that was there before the VM goes by the host's, also during a stop.
+ * made now goes by the VM's clock, which stands still until it is told to step.
  */
-static void slow_down(MqDev *d, Ended how)
+static void slow_down(MqDev *d)
 {
-    if (how != BY_STOP) {
-        qtest_qmp_assert_success(d->qts, "{'execute': 'object-add',"
-            " 'arguments': {'qom-type': 'throttle-group', 'id': 'vm'}}");
-    }
+    qtest_qmp_assert_success(d->qts, "{'execute': 'object-add',"
+        " 'arguments': {'qom-type': 'throttle-group', 'id': 'tg'}}");
     qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-add',"
         " 'arguments': {'driver': 'throttle', 'node-name': 'slow',"
-        " 'throttle-group': %s, 'file': 'plain'}}",
-        how == BY_STOP ? "host" : "vm");
+        " 'throttle-group': 'tg', 'file': 'plain'}}");
     qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-reopen',"
         " 'arguments': {'options': [{'driver': 'qcow2', 'node-name': 'disk',"
         " 'file': 'slow'}]}}");
-    throttle(d, how, 1);
+    throttle(d, 1);
 }
 
 /* The TMF's answer and that of its command come after one more read. */
-static void end_by_tmf(MqDev *d, uint32_t subtype, uint64_t tag,
-                       const MqSlot *slot)
+static uint8_t abort_held(MqDev *d, uint64_t tag, const MqSlot *slot)
 {
-    MqSlot *tmf = mq_post_tmf(d, subtype, 0, LUN_HD, tag);
+    MqSlot *tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_ABORT_TASK, 0, LUN_HD, tag);
 
-    /* The IOThread has been asked twice since it was told to end it. */
+    /* The IOThread has been asked twice since it was told to abort. */
     for (unsigned i = 0; i < 2; i++) {
         mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_HD, tag);
     }
     mq_reap(mq_queue(d, 1));
     g_assert_false(slot->done);
     qtest_clock_step(d->qts, NANOSECONDS_PER_SECOND);
-    g_assert_cmpuint(mq_end_tmf(tmf), ==, VIRTIO_SCSI_S_OK);
-    mq_reap(mq_queue(d, 1));
-    g_assert_true(slot->done);
+    return mq_end_tmf(tmf);
 }
 
 /*
- * Each table of the image that is looked into is read first: to begin with, the
- * one of reference counts, which gets through.  The next one is held.  Whoever
- * ends the command needn't wait for those behind it.
+ * Each table of the image that is looked into is read first: to begin with,
+ * the one of reference counts, which gets through.  The next one is held; a
+ * reset or a stop lets it go.  Whoever ends the command needn't wait for those
+ * behind it.
  */
 static void run_lba_status_ended(MqDev *d, Ended how)
 {
     MqCmd cmd = status_cmd(0, 4096);
     MqSlot *slot = mq_post_cmd(mq_queue(d, 1), &cmd);
-    gint64 start = 0;
     static MqAnswer a;
 
     mq_flush(mq_queue(d, 1));
-    while (mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_HD, cmd.tag) !=
-           VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
-        mq_pause(&start, "a command to be taken");
-    }
+    mq_wait_taken(d, slot, 0, LUN_HD, cmd.tag);
     if (how == BY_STOP) {
         qtest_qmp_assert_success(d->qts, "{'execute': 'stop'}");
-        throttle(d, how, 0);
+        throttle(d, 0);
         qtest_qmp_assert_success(d->qts, "{'execute': 'cont'}");
     } else {
-        end_by_tmf(d, how == BY_ABORT
-                      ? VIRTIO_SCSI_T_TMF_ABORT_TASK
-                      : VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, cmd.tag, slot);
+        uint8_t answer = how == BY_ABORT
+            ? abort_held(d, cmd.tag, slot)
+            : mq_tmf(d, VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, 0, LUN_HD, 0);
+
+        g_assert_cmpuint(answer, ==, VIRTIO_SCSI_S_OK);
+        mq_reap(mq_queue(d, 1));
+        g_assert_true(slot->done);
     }
     mq_wait(slot);
     mq_read_resp(slot, &a.resp, sizeof(a.resp));
@@ -850,17 +844,16 @@ static void test_lba_status_ended(void)
 
     for (Ended how = BY_ABORT; how <= BY_STOP; how++) {
         g_autofree char *nodes = g_strdup_printf(
-            "-object '{\"qom-type\":\"throttle-group\",\"id\":\"host\"}'"
-            " -blockdev '{\"driver\":\"qcow2\",\"node-name\":\"disk\","
+            "-blockdev '{\"driver\":\"qcow2\",\"node-name\":\"disk\","
             "\"file\":{\"driver\":\"file\",\"node-name\":\"plain\","
             "\"locking\":\"off\",\"filename\":\"/proc/%d/fd/%d\"}}'",
             (int)getpid(), fd);
 
         lun_hd_fd = dup(fd);
         d = lun_begin_with(NULL, lun_vm_args_of(nodes, STANDARD, ""));
-        slow_down(d, how);
+        slow_down(d);
         run_lba_status_ended(d, how);
-        throttle(d, how, 0);
+        throttle(d, 0);
         mq_clear_ua(mq_queue(d, 0), 0, LUN_HD);
         g_assert_cmpuint(get_status(d, 0, all), ==, 2 * STATUS_TABLES);
         for (unsigned i = 0; i < 2 * STATUS_TABLES; i++) {

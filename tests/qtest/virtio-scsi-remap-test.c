@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 #include "qapi/error.h"
 #include "qemu/bswap.h"
+#include "qemu/timer.h"
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
@@ -31,7 +32,7 @@
 static const char *const in_dealt[] = { "iot0", "iot1", "iot0", "iot1" };
 static const char *const in_turned[] = { "new0", "iot1", "iot1", "new0" };
 
-enum { LUN_STUCK = 9 };
+enum { LUN_EXTRA = 9 };
 
 /*
  * QMP
@@ -363,53 +364,104 @@ static void set_group(MqDev *d, int64_t iops)
         " 'value': {'iops-total': %" PRId64 "}}}", iops);
 }
 
+static void add_lun(MqDev *d)
+{
+    qtest_qmp_device_add(d->qts, "scsi-hd", "extra", "{'bus': 'vs.0',"
+                         " 'scsi-id': 0, 'lun': %d, 'drive': 'extra'}",
+                         LUN_EXTRA);
+    mq_clear_ua(mq_queue(d, 0), 0, LUN_EXTRA);
+    mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
+}
+
 /*
- * A LUN whose throttling is not at its top node, so no drain of the LUN ends
- * it.  A group that is made now goes by qtest's clock, which stands still.
+ * A LUN whose throttling is not at its top node.  A group that is made now goes
+ * by qtest's clock, which stands still.
  */
-static void add_stuck(MqDev *d)
+static void add_throttled(MqDev *d)
 {
     qtest_qmp_assert_success(d->qts, "{'execute': 'object-add', 'arguments': {"
         "'qom-type': 'throttle-group', 'id': 'group'}}");
     qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-add',"
-        " 'arguments': {'driver': 'raw', 'node-name': 'top', 'file': {"
+        " 'arguments': {'driver': 'raw', 'node-name': 'extra', 'file': {"
         "'driver': 'throttle', 'throttle-group': 'group', 'file': {"
         "'driver': 'null-co', 'size': 4194304, 'read-zeroes': true}}}}");
-    qtest_qmp_device_add(d->qts, "scsi-hd", "stuck", "{'bus': 'vs.0',"
-                         " 'scsi-id': 0, 'lun': %d, 'drive': 'top'}",
-                         LUN_STUCK);
-    mq_clear_ua(mq_queue(d, 0), 0, LUN_STUCK);
-    mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
+    add_lun(d);
 }
 
-/* I/O that doesn't end: an error, and all is as it was. */
+/* Nor do those. Stop and reset don't wait for them either. */
+static void test_throttled_below(const DataConfig *cfg)
+{
+    MqSlot *slots[NUM_QUEUES * 2];
+    struct virtio_scsi_cmd_resp resp;
+    MqDev *d = data_begin(cfg);
+
+    add_iothread(d, "new0");
+    add_throttled(d);
+    for (unsigned round = 0; round < 3; round++) {
+        set_group(d, 1);
+        for (unsigned i = 0; i < ARRAY_SIZE(slots); i++) {
+            MqCmd read = mq_read10(LUN_EXTRA, 0, 1);
+
+            slots[i] = post(d, i % NUM_QUEUES, &read);
+            mq_wait_taken(d, slots[i], 0, LUN_EXTRA, read.tag);
+        }
+        g_assert_false(slots[ARRAY_SIZE(slots) - 1]->done);
+        switch (round) {
+        case 0:
+            remap(d, TURNED);
+            break;
+        case 1:
+            qmp_and_wait(d, "stop", "STOP");
+            qmp_and_wait(d, "cont", "RESUME");
+            break;
+        default:
+            g_assert_cmpuint(mq_tmf(d, VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, 0,
+                                    LUN_EXTRA, 0), ==, VIRTIO_SCSI_S_OK);
+        }
+        for (unsigned i = 0; i < ARRAY_SIZE(slots); i++) {
+            mq_wait(slots[i]);
+            mq_read_resp(slots[i], &resp, sizeof(resp));
+            if (round < 2 || resp.response != VIRTIO_SCSI_S_RESET) {
+                g_assert_cmpuint(resp.response, ==, VIRTIO_SCSI_S_OK);
+            }
+            mq_release(slots[i]);
+        }
+    }
+    end(d);
+}
+
+/* A LUN whose I/O takes its time, drained or not */
+static void add_slow(MqDev *d, int64_t latency_ns)
+{
+    qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-add',"
+        " 'arguments': {'driver': 'null-co', 'node-name': 'extra',"
+        " 'size': 4194304, 'read-zeroes': true, 'latency-ns': %" PRId64 "}}",
+        latency_ns);
+    add_lun(d);
+}
+
+/* I/O that doesn't end for long: an error, and all is as it was. */
 static void test_stuck(const DataConfig *cfg)
 {
-    MqCmd read = mq_read10(LUN_STUCK, 0, 1);
+    MqCmd read = mq_read10(LUN_EXTRA, 0, 1);
     MqSlot *slots[NUM_QUEUES];
     MqDev *d = data_begin(cfg);
 
     add_iothread(d, "new0");
-    add_stuck(d);
-    set_group(d, 1);
+    add_slow(d, 15 * NANOSECONDS_PER_SECOND);
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
         slots[i] = post(d, i, &read);
     }
 
-    expect_error(d, TURNED, "I/O of 'stuck' has not ended within");
+    expect_error(d, TURNED, "I/O of 'extra' has not ended within");
     expect_mapping(d, DEALT);
     expect_threads(d, in_dealt);
     g_assert_true(try_delete(d, "new0"));
     run_io(d);
 
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        while (!slots[i]->done) {
-            qtest_clock_step(d->qts, 1000 * 1000 * 1000);
-            mq_reap(mq_queue(d, i));
-        }
         expect_good(slots[i]);
     }
-    set_group(d, 0);
     add_iothread(d, "new0");
     remap(d, TURNED);
     g_assert_true(try_delete(d, "iot0"));
@@ -418,27 +470,16 @@ static void test_stuck(const DataConfig *cfg)
 
 /*
  * A TMF whose answer goes to the device's own status register, and so resets
- * it.  It comes while owners change, as the TMF waits for a command that is
- * slow.
+ * it.  It comes while owners change, as the TMF waits for a throttled command,
+ * which is let go by that.
  */
-
-static void add_slow(MqDev *d)
-{
-    qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-add',"
-        " 'arguments': {'driver': 'null-co', 'node-name': 'slow',"
-        " 'size': 4194304, 'read-zeroes': true, 'latency-ns': 300000000}}");
-    qtest_qmp_device_add(d->qts, "scsi-hd", "slow", "{'bus': 'vs.0',"
-                         " 'scsi-id': 0, 'lun': %d, 'drive': 'slow'}",
-                         LUN_STUCK);
-    mq_clear_ua(mq_queue(d, 0), 0, LUN_STUCK);
-}
 
 static void post_tmf_to_register(MqDev *d, uint64_t tag)
 {
     struct virtio_scsi_ctrl_tmf_req req = {
         .type = cpu_to_le32(VIRTIO_SCSI_T_TMF),
         .subtype = cpu_to_le32(VIRTIO_SCSI_T_TMF_ABORT_TASK),
-        .lun = { 1, 0, 0x40, LUN_STUCK },
+        .lun = { 1, 0, 0x40, LUN_EXTRA },
         .tag = cpu_to_le64(tag),
     };
     MqSlot *slot = mq_post_raw(mq_ctrl(d), &req, sizeof(req), NULL, 0,
@@ -453,15 +494,18 @@ static void post_tmf_to_register(MqDev *d, uint64_t tag)
 
 static void test_own_register(const DataConfig *cfg)
 {
-    MqCmd read = mq_read10(LUN_STUCK, 0, 1);
+    MqCmd read = mq_read10(LUN_EXTRA, 0, 1);
     MqDev *d = data_begin(cfg);
 
     add_iothread(d, "new0");
-    add_slow(d);
+    add_throttled(d);
+    set_group(d, 1);
     for (unsigned round = 0; round < 4; round++) {
+        MqCmd first = mq_read10(LUN_EXTRA, 0, 1);
         gint64 begun = 0;
 
-        post(d, 0, &read);
+        post(d, 0, &first);
+        mq_wait_taken(d, post(d, 0, &read), 0, LUN_EXTRA, read.tag);
         post_tmf_to_register(d, read.tag);
         if (round % 2) {
             qmp_and_wait(d, "stop", "STOP");
@@ -474,7 +518,9 @@ static void test_own_register(const DataConfig *cfg)
         }
         mq_reset(d);
         data_start(d, cfg->form);
-        mq_clear_ua(mq_queue(d, 0), 0, LUN_STUCK);
+        set_group(d, 0);
+        mq_clear_ua(mq_queue(d, 0), 0, LUN_EXTRA);
+        set_group(d, 1);
         run_io(d);
     }
     end(d);
@@ -612,7 +658,7 @@ static void test_two_monitors(const DataConfig *cfg)
                                             path);
     DataConfig with_monitor = *cfg;
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    MqCmd read = mq_read10(LUN_STUCK, 0, 1);
+    MqCmd read = mq_read10(LUN_EXTRA, 0, 1);
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
     MqDev *d;
 
@@ -624,7 +670,7 @@ static void test_two_monitors(const DataConfig *cfg)
     qobject_unref(qmp_fd(fd, "{'execute': 'qmp_capabilities'}"));
 
     add_iothread(d, "new0");
-    add_slow(d);
+    add_slow(d, 300 * 1000 * 1000);
     for (unsigned round = 0; round < 4; round++) {
         MqSlot *slot = post(d, round, &read);
         QDict *ours, *theirs, *status;
@@ -807,6 +853,8 @@ static const struct {
     { "own-register", test_own_register,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "throttled", test_throttled,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "throttled-below", test_throttled_below,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "load", test_load,
       { .iothreads = 2, .form = MQ_INDIRECT | MQ_EVENT_IDX | MQ_MSIX,

@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "block/aio-wait.h"
 #include "block/block_int.h"
+#include "block/qdict.h"
 #include "block/throttle-groups.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
@@ -236,11 +237,19 @@ static void check_throttled(BlockBackend *blk)
     blk_cancel_end(blk);
 }
 
+static void check_node(QDict *options)
+{
+    BlockBackend *blk = blk_new_open(NULL, NULL, options, BDRV_O_RDWR,
+                                     &error_abort);
+
+    check_throttled(blk);
+    blk_unref(blk);
+}
+
 static void test_cancel_throttled(void)
 {
     BlockBackend *blk = new_null_blk();
-    BlockBackend *filtered;
-    QDict *options = qdict_new();
+    QDict *options = qdict_new(), *above = qdict_new();
     ThrottleConfig cfg;
 
     throttle_config_init(&cfg);
@@ -250,14 +259,16 @@ static void test_cancel_throttled(void)
     blk_set_io_limits(blk, &cfg);
     check_throttled(blk);
 
-    /* A filter in the same group */
+    /* A filter in the same group, and one below the disk's node */
     qdict_put_str(options, "driver", "throttle");
     qdict_put_str(options, "throttle-group", "slow");
     qdict_put_str(options, "file.driver", "null-co");
-    filtered = blk_new_open(NULL, NULL, options, BDRV_O_RDWR, &error_abort);
-    check_throttled(filtered);
+    qdict_put_str(above, "driver", "raw");
+    qdict_put(above, "file", qdict_clone_shallow(options));
+    qdict_flatten(above);
+    check_node(options);
+    check_node(above);
 
-    blk_unref(filtered);
     blk_io_limits_disable(blk);
     blk_unref(blk);
 }
