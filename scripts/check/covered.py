@@ -51,7 +51,7 @@ def figures():
         "--filter", f"{re.escape(BUILD)}/src/({ours})$",
         "--exclude-branches-by-pattern", NO_BRANCHES, "--txt",
         f"{BUILD}/coverage.lines", "--json-summary", f"{BUILD}/coverage.json")
-    return {f["filename"]: [(f[f"{what}_percent"], 100 / (f[f"{what}_total"] or 1))
+    return {f["filename"]: [(f[f"{what}_percent"], 100 / (f[f"{what}_total"] or 100))
                             for what in ("line", "branch")]
             for f in json.loads(read(f"{BUILD}/coverage.json"))["files"]}
 

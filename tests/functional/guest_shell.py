@@ -258,6 +258,7 @@ def fio_verified(disk, queues, seconds=3600, region="64M", extra=""):
     return (f"fio --name=verified --filename=/dev/{disk} --rw=randrw --bs=4k "
             "--ioengine=libaio --direct=1 --iodepth=8 --verify=crc32c "
             "--verify_backlog=64 --verify_fatal=1 --verify_state_save=0 "
+            "--exitall_on_error "
             "--randrepeat=0 --serialize_overlap=1 "
             f"--numjobs={queues} --cpus_allowed=0-{queues - 1} "
             f"--cpus_allowed_policy=split --size={region} "

@@ -452,6 +452,7 @@ static void test_stuck(const DataConfig *cfg)
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
         slots[i] = post(d, i, &read);
     }
+    mq_wait_taken(d, slots[0], 0, LUN_EXTRA, read.tag);
 
     expect_error(d, TURNED, "I/O of 'extra' has not ended within");
     expect_mapping(d, DEALT);
