@@ -1218,7 +1218,8 @@ static void hold(MqDev *d, uint16_t lun, MqSlot **slot)
         mq_flush(mq_queue(d, i % NUM_QUEUES));
     }
     for (unsigned i = 0; i < ARRAY_SIZE(tag); i++) {
-        mq_wait_taken(d, slot[i], 0, lun, tag[i]);
+        g_assert_true(mq_wait_taken(d, slot[i], 0, lun, tag[i]));
+        mq_reap(slot[i]->q);
         g_assert_false(slot[i]->done);
     }
 }

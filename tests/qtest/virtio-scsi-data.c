@@ -522,7 +522,8 @@ void data_hold(MqDev *d, uint16_t lun)
 
 void data_wait_taken(MqDev *d, const Request *r)
 {
-    mq_wait_taken(d, r->slot, 0, r->cmd.lun, r->cmd.tag);
+    g_assert_true(mq_wait_taken(d, r->slot, 0, r->cmd.lun, r->cmd.tag));
+    mq_reap(r->slot->q);
     g_assert_false(r->slot->done);
 }
 

@@ -774,16 +774,10 @@ static void slow_down(MqDev *d)
 }
 
 /* The TMF's answer and that of its command come after one more read. */
-static uint8_t abort_held(MqDev *d, uint64_t tag, const MqSlot *slot)
+static uint8_t abort_held(MqDev *d, uint64_t tag, MqSlot *slot)
 {
-    MqSlot *tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_ABORT_TASK, 0, LUN_HD, tag);
+    MqSlot *tmf = mq_abort_held(d, slot, LUN_HD, tag);
 
-    /* The IOThread has been asked twice since it was told to abort. */
-    for (unsigned i = 0; i < 2; i++) {
-        mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, LUN_HD, tag);
-    }
-    mq_reap(mq_queue(d, 1));
-    g_assert_false(slot->done);
     qtest_clock_step(d->qts, NANOSECONDS_PER_SECOND);
     return mq_end_tmf(tmf);
 }
@@ -801,7 +795,7 @@ static void run_lba_status_ended(MqDev *d, Ended how)
     static MqAnswer a;
 
     mq_flush(mq_queue(d, 1));
-    mq_wait_taken(d, slot, 0, LUN_HD, cmd.tag);
+    g_assert_true(mq_wait_taken(d, slot, 0, LUN_HD, cmd.tag));
     if (how == BY_STOP) {
         qtest_qmp_assert_success(d->qts, "{'execute': 'stop'}");
         throttle(d, 0);

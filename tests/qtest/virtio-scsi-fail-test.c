@@ -607,7 +607,7 @@ static MqDev *park_writes(const char *path, const char *props, uint32_t lba,
     mq_run_good(mq_queue(d, 0), &first, NULL);
     post_each(d, WRITE, lba, ops);
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
-        mq_wait_taken(d, ops[i].slot, 0, LUN_HD, ops[i].tag);
+        g_assert_true(mq_wait_taken(d, ops[i].slot, 0, LUN_HD, ops[i].tag));
     }
     throttle(d, 0);
     qtest_qmp_eventwait(d->qts, "STOP");

@@ -651,7 +651,7 @@ static void test_during_reset(void *obj, void *arg, QGuestAllocator *alloc)
 
         old = mq_post_cmd(mq_queue(d, 1), &cmd);
         mq_flush(mq_queue(d, 1));
-        mq_wait_taken(d, old, 0, LUN_SLOW, cmd.tag);
+        g_assert_true(mq_wait_taken(d, old, 0, LUN_SLOW, cmd.tag));
         tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, 0, LUN_SLOW,
                           0);
         for (unsigned i = 0; i < READS; i++) {

@@ -961,7 +961,7 @@ uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
     return mq_end_tmf(mq_post_tmf(d, subtype, target, lun, tag));
 }
 
-void mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
+bool mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
                    uint64_t tag)
 {
     gint64 start = 0;
@@ -972,6 +972,20 @@ void mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
                   tag) != VIRTIO_SCSI_S_FUNCTION_SUCCEEDED) {
         mq_pause(&start, "QUERY TASK to see a request");
     }
+    return !slot->done;
+}
+
+MqSlot *mq_abort_held(MqDev *d, MqSlot *slot, uint16_t lun, uint64_t tag)
+{
+    MqSlot *tmf = mq_post_tmf(d, VIRTIO_SCSI_T_TMF_ABORT_TASK, 0, lun, tag);
+
+    /* The IOThread has been asked twice since it was told to abort. */
+    for (unsigned i = 0; i < 2; i++) {
+        mq_tmf(d, VIRTIO_SCSI_T_TMF_QUERY_TASK, 0, lun, tag);
+    }
+    mq_reap(slot->q);
+    g_assert_false(slot->done);
+    return tmf;
 }
 
 /*

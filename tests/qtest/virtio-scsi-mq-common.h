@@ -184,9 +184,11 @@ MqSlot *mq_post_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
 uint8_t mq_end_tmf(MqSlot *slot);
 uint8_t mq_tmf(MqDev *d, uint32_t subtype, uint8_t target, uint16_t lun,
                uint64_t tag);
-/* Returns when the device has the command, or has done it already. */
-void mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
+/* Returns true when the device has the command, false if it has done it. */
+bool mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
                    uint64_t tag);
+/* ABORT TASK of a command that is held; mq_end_tmf() when it is let go */
+MqSlot *mq_abort_held(MqDev *d, MqSlot *slot, uint16_t lun, uint64_t tag);
 
 /* A wait loop: while (!cond) { mq_pause(&start, "what"); } */
 void mq_pause(gint64 *start, const char *what);

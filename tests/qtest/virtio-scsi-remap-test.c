@@ -364,11 +364,12 @@ static void set_group(MqDev *d, int64_t iops)
         " 'value': {'iops-total': %" PRId64 "}}}", iops);
 }
 
+/* With a geometry, which QEMU would read a partition table for otherwise */
 static void add_lun(MqDev *d)
 {
     qtest_qmp_device_add(d->qts, "scsi-hd", "extra", "{'bus': 'vs.0',"
-                         " 'scsi-id': 0, 'lun': %d, 'drive': 'extra'}",
-                         LUN_EXTRA);
+                         " 'scsi-id': 0, 'lun': %d, 'drive': 'extra',"
+                         " 'cyls': 8, 'heads': 16, 'secs': 63}", LUN_EXTRA);
     mq_clear_ua(mq_queue(d, 0), 0, LUN_EXTRA);
     mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
 }
@@ -452,7 +453,7 @@ static void test_stuck(const DataConfig *cfg)
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
         slots[i] = post(d, i, &read);
     }
-    mq_wait_taken(d, slots[0], 0, LUN_EXTRA, read.tag);
+    g_assert_true(mq_wait_taken(d, slots[0], 0, LUN_EXTRA, read.tag));
 
     expect_error(d, TURNED, "I/O of 'extra' has not ended within");
     expect_mapping(d, DEALT);
@@ -506,7 +507,8 @@ static void test_own_register(const DataConfig *cfg)
         gint64 begun = 0;
 
         post(d, 0, &first);
-        mq_wait_taken(d, post(d, 0, &read), 0, LUN_EXTRA, read.tag);
+        g_assert_true(mq_wait_taken(d, post(d, 0, &read), 0, LUN_EXTRA,
+                                    read.tag));
         post_tmf_to_register(d, read.tag);
         if (round % 2) {
             qmp_and_wait(d, "stop", "STOP");
