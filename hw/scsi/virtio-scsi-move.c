@@ -59,6 +59,8 @@ static void queue_try_leave(VirtIOSCSIQueue *q)
 
 static void queue_stay(VirtIOSCSIQueue *q)
 {
+    /* Somebody else may own it once it has left. */
+    assert(q->place == QUEUE_LEAVING);
     g_clear_pointer(&q->leave_timer, timer_free);
     virtio_scsi_queue_attach(q); /* and look at the ring */
     queue_set_place(q, QUEUE_HERE);
