@@ -749,13 +749,6 @@ enum {
 /* How a command is kept from going on between two of its steps */
 typedef enum Ended { BY_ABORT, BY_RESET, BY_STOP } Ended;
 
-static void throttle(MqDev *d, unsigned iops)
-{
-    qtest_qmp_assert_success(d->qts, "{'execute': 'qom-set', 'arguments': {"
-        "'path': '/objects/tg', 'property': 'limits',"
-        " 'value': {'iops-total': %u}}}", iops);
-}
-
 /*
  * A read of the image gets through once in a second.  A throttle group that is
  * made now goes by the VM's clock, which stands still until it is told to step.
@@ -770,7 +763,7 @@ static void slow_down(MqDev *d)
     qtest_qmp_assert_success(d->qts, "{'execute': 'blockdev-reopen',"
         " 'arguments': {'options': [{'driver': 'qcow2', 'node-name': 'disk',"
         " 'file': 'slow'}]}}");
-    throttle(d, 1);
+    mq_limit_iops(d, "tg", 1);
 }
 
 /* The TMF's answer and that of its command come after one more read. */
@@ -798,7 +791,7 @@ static void run_lba_status_ended(MqDev *d, Ended how)
     g_assert_true(mq_wait_taken(d, slot, 0, LUN_HD, cmd.tag));
     if (how == BY_STOP) {
         qtest_qmp_assert_success(d->qts, "{'execute': 'stop'}");
-        throttle(d, 0);
+        mq_limit_iops(d, "tg", 0);
         qtest_qmp_assert_success(d->qts, "{'execute': 'cont'}");
     } else {
         uint8_t answer = how == BY_ABORT
@@ -847,7 +840,7 @@ static void test_lba_status_ended(void)
         d = lun_begin_with(NULL, lun_vm_args_of(nodes, STANDARD, ""));
         slow_down(d);
         run_lba_status_ended(d, how);
-        throttle(d, 0);
+        mq_limit_iops(d, "tg", 0);
         mq_clear_ua(mq_queue(d, 0), 0, LUN_HD);
         g_assert_cmpuint(get_status(d, 0, all), ==, 2 * STATUS_TABLES);
         for (unsigned i = 0; i < 2 * STATUS_TABLES; i++) {

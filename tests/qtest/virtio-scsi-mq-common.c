@@ -988,6 +988,13 @@ MqSlot *mq_abort_held(MqDev *d, MqSlot *slot, uint16_t lun, uint64_t tag)
     return tmf;
 }
 
+void mq_limit_iops(MqDev *d, const char *id, uint64_t iops)
+{
+    qtest_qmp_assert_success(d->qts, "{'execute': 'qom-set', 'arguments': {"
+        "'path': %s, 'property': 'limits',"
+        " 'value': {'iops-total': %" PRIu64 "}}}", id, iops);
+}
+
 /*
  * Data
  */

@@ -190,6 +190,9 @@ bool mq_wait_taken(MqDev *d, MqSlot *slot, uint8_t target, uint16_t lun,
 /* ABORT TASK of a command that is held; mq_end_tmf() when it is let go */
 MqSlot *mq_abort_held(MqDev *d, MqSlot *slot, uint16_t lun, uint64_t tag);
 
+/* Set the limit of throttle group @id; 0 for none. */
+void mq_limit_iops(MqDev *d, const char *id, uint64_t iops);
+
 /* A wait loop: while (!cond) { mq_pause(&start, "what"); } */
 void mq_pause(gint64 *start, const char *what);
 

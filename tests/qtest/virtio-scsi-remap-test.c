@@ -32,7 +32,7 @@
 static const char *const in_dealt[] = { "iot0", "iot1", "iot0", "iot1" };
 static const char *const in_turned[] = { "new0", "iot1", "iot1", "new0" };
 
-enum { LUN_EXTRA = 9 };
+enum { LUN_EXTRA = 9, LUN_TWIN };
 
 /*
  * QMP
@@ -357,18 +357,12 @@ static void test_throttled(const DataConfig *cfg)
     end(d);
 }
 
-static void set_group(MqDev *d, int64_t iops)
-{
-    qtest_qmp_assert_success(d->qts, "{'execute': 'qom-set', 'arguments': {"
-        "'path': 'group', 'property': 'limits',"
-        " 'value': {'iops-total': %" PRId64 "}}}", iops);
-}
-
 /* With a geometry, which QEMU would read a partition table for otherwise */
 static void add_lun(MqDev *d)
 {
     qtest_qmp_device_add(d->qts, "scsi-hd", "extra", "{'bus': 'vs.0',"
                          " 'scsi-id': 0, 'lun': %d, 'drive': 'extra',"
+                         " 'share-rw': true,"
                          " 'cyls': 8, 'heads': 16, 'secs': 63}", LUN_EXTRA);
     mq_clear_ua(mq_queue(d, 0), 0, LUN_EXTRA);
     mq_clear_ua(mq_queue(d, 0), 0, LUN_FILE);
@@ -399,7 +393,7 @@ static void test_throttled_below(const DataConfig *cfg)
     add_iothread(d, "new0");
     add_throttled(d);
     for (unsigned round = 0; round < 3; round++) {
-        set_group(d, 1);
+        mq_limit_iops(d, "group", 1);
         for (unsigned i = 0; i < ARRAY_SIZE(slots); i++) {
             MqCmd read = mq_read10(LUN_EXTRA, 0, 1);
 
@@ -428,6 +422,58 @@ static void test_throttled_below(const DataConfig *cfg)
             mq_release(slots[i]);
         }
     }
+    end(d);
+}
+
+/* Of a LUN that is throttled */
+static void expect_good_in_time(MqDev *d, MqSlot *slot)
+{
+    while (mq_reap(slot->q), !slot->done) {
+        qtest_clock_step(d->qts, NANOSECONDS_PER_SECOND);
+    }
+    expect_good(slot);
+}
+
+/*
+ * Two LUNs of one node.  A reset of the first one lets go what is throttled for
+ * it; the second one loses nothing, and is throttled as before.
+ */
+static void test_throttled_shared(const DataConfig *cfg)
+{
+    MqSlot *slots[NUM_QUEUES * 2];
+    MqDev *d = data_begin(cfg);
+    MqCmd read = mq_read10(LUN_TWIN, 0, 1);
+
+    add_throttled(d);
+    qtest_qmp_device_add(d->qts, "scsi-hd", "twin", "{'bus': 'vs.0',"
+                         " 'scsi-id': 0, 'lun': %d, 'drive': 'extra',"
+                         " 'share-rw': true}", LUN_TWIN);
+    mq_clear_ua(mq_queue(d, 0), 0, LUN_TWIN);
+    mq_limit_iops(d, "group", 1);
+    for (unsigned i = 0; i < ARRAY_SIZE(slots); i++) {
+        uint16_t lun = i % 2 ? LUN_TWIN : LUN_EXTRA;
+        MqCmd cmd = mq_read10(lun, 0, 1);
+
+        slots[i] = post(d, i % NUM_QUEUES, &cmd);
+        mq_wait_taken(d, slots[i], 0, lun, cmd.tag);
+    }
+    g_assert_cmpuint(mq_tmf(d, VIRTIO_SCSI_T_TMF_LOGICAL_UNIT_RESET, 0,
+                            LUN_EXTRA, 0), ==, VIRTIO_SCSI_S_OK);
+    for (unsigned i = 0; i < ARRAY_SIZE(slots); i += 2) {
+        mq_reap(slots[i]->q);
+        g_assert_true(slots[i]->done);
+        mq_release(slots[i]);
+    }
+    for (unsigned i = 1; i < ARRAY_SIZE(slots); i += 2) {
+        expect_good_in_time(d, slots[i]);
+    }
+
+    slots[0] = post(d, 0, &read);
+    read.tag = mq_next_tag();
+    slots[1] = post(d, 0, &read);
+    g_assert_true(mq_wait_taken(d, slots[1], 0, LUN_TWIN, read.tag));
+    expect_good_in_time(d, slots[0]);
+    expect_good_in_time(d, slots[1]);
     end(d);
 }
 
@@ -501,7 +547,7 @@ static void test_own_register(const DataConfig *cfg)
 
     add_iothread(d, "new0");
     add_throttled(d);
-    set_group(d, 1);
+    mq_limit_iops(d, "group", 1);
     for (unsigned round = 0; round < 4; round++) {
         MqCmd first = mq_read10(LUN_EXTRA, 0, 1);
         gint64 begun = 0;
@@ -521,9 +567,9 @@ static void test_own_register(const DataConfig *cfg)
         }
         mq_reset(d);
         data_start(d, cfg->form);
-        set_group(d, 0);
+        mq_limit_iops(d, "group", 0);
         mq_clear_ua(mq_queue(d, 0), 0, LUN_EXTRA);
-        set_group(d, 1);
+        mq_limit_iops(d, "group", 1);
         run_io(d);
     }
     end(d);
@@ -856,6 +902,8 @@ static const struct {
     { "own-register", test_own_register,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "throttled", test_throttled,
+      { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
+    { "throttled-shared", test_throttled_shared,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
     { "throttled-below", test_throttled_below,
       { .iothreads = 2, .form = MQ_INDIRECT, .props = MODERN } },
