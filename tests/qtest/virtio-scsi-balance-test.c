@@ -35,15 +35,15 @@
 
 /*
  * LUN 1 lets one command through, and the next one hours later;
- * LUN 2 takes some time.
+ * LUN 2 takes some time; LUN 3 longer than a queue waits to leave.
  */
-enum { LUN_FAST, LUN_SLOW, LUN_LAZY };
+enum { LUN_FAST, LUN_SLOW, LUN_LAZY, LUN_LATE };
 
 typedef struct Balance {
     QTestState *qts;
     ShmMem mem;
     ShmDev *dev;
-    unsigned slow[NUM_QUEUES];  /* commands that LUN_SLOW has, at most */
+    unsigned slow[NUM_QUEUES];  /* commands that don't end yet, at most */
     bool time_goes_on;          /* while answers don't come */
     uint8_t status;             /* of the last answer */
 } Balance;
@@ -83,7 +83,10 @@ static void balance_open(Balance *b, const char *props)
         "\"bus\":\"scsi0.0\",\"lun\":1}' "
         "-blockdev null-co,node-name=lazy,size=1048576,latency-ns=20000000 "
         "-device '{\"driver\":\"scsi-hd\",\"drive\":\"lazy\","
-        "\"bus\":\"scsi0.0\",\"lun\":2}'",
+        "\"bus\":\"scsi0.0\",\"lun\":2}' "
+        "-blockdev null-co,node-name=late,size=1048576,latency-ns=1000000000 "
+        "-device '{\"driver\":\"scsi-hd\",\"drive\":\"late\","
+        "\"bus\":\"scsi0.0\",\"lun\":3}'",
         mem, PCI_SLOT, NUM_QUEUES, props);
     b->dev = shm_new(b->qts, &b->mem, PCI_SLOT, DEPTH);
     shm_start(b->dev, SHM_EVENT_IDX);
@@ -279,20 +282,20 @@ static void work_until_moved(Balance *b, unsigned queues)
     g_assert_cmpuint(all_moves(b), ==, before + 1);
 }
 
-/* The slow disk gets commands of each hot queue that take their time. */
-static void add_slow(Balance *b)
+/* This disk gets commands of each hot queue that take their time. */
+static void add_slow(Balance *b, unsigned lun)
 {
     /* This one only fetches the unit attention. */
-    add_read(b, shm_queue(b->dev, 0), LUN_SLOW);
+    add_read(b, shm_queue(b->dev, 0), lun);
     shm_flush(shm_queue(b->dev, 0));
     reap(b, shm_queue(b->dev, 0), 0);
     g_assert_cmpuint(b->status, ==, CHECK_CONDITION);
 
     for (unsigned i = 0; i < NUM_QUEUES; i++) {
         if (HOT & 1 << i) {
-            /* Two, as one of them may be let through */
-            add_read(b, shm_queue(b->dev, i), LUN_SLOW);
-            add_read(b, shm_queue(b->dev, i), LUN_SLOW);
+            /* Two, as LUN_SLOW may let one of them through */
+            add_read(b, shm_queue(b->dev, i), lun);
+            add_read(b, shm_queue(b->dev, i), lun);
             shm_flush(shm_queue(b->dev, i));
             b->slow[i] = 2;
         }
@@ -472,9 +475,30 @@ static void test_busy(void)
 
     balance_open(&b, DEALT ",\"iothread-vq-balance\":true");
     b.time_goes_on = true;
-    add_slow(&b);
+    add_slow(&b, LUN_SLOW);
     work_periods(&b, HOT, 12);
     g_assert_cmpuint(all_moves(&b), ==, 0);
+    expect_works(&b);
+    balance_close(&b);
+}
+
+/* It leaves later, when they have ended. */
+static void test_later(void)
+{
+    Balance b;
+
+    balance_open(&b, DEALT ",\"iothread-vq-balance\":true");
+    b.time_goes_on = true;
+    work_periods(&b, HOT, 1);
+    work(&b, HOT, 60 * MS);
+    add_slow(&b, LUN_LATE);
+    step(&b);
+    work_round(&b, HOT);
+    drop_slow(&b);
+    for (unsigned i = 0; i < 20 && !all_moves(&b); i++) {
+        work_periods(&b, HOT, 1);
+    }
+    g_assert_cmpuint(all_moves(&b), ==, 1);
     expect_works(&b);
     balance_close(&b);
 }
@@ -519,10 +543,13 @@ static void test_leaving(const void *opaque)
     Balance b;
 
     balance_open(&b, DEALT ",\"iothread-vq-balance\":true");
-    add_slow(&b);
+    add_slow(&b, LUN_SLOW);
     b.time_goes_on = true;
     work_periods(&b, HOT, 2);
     end(&b);
+    expect_works(&b);
+    /* What the owner had set up in order to leave would come by now. */
+    g_usleep(150 * 1000);
     expect_works(&b);
     balance_close(&b);
 }
@@ -562,6 +589,7 @@ int main(int argc, char **argv)
     qtest_add_func("virtio-scsi-balance/still", test_still);
     qtest_add_func("virtio-scsi-balance/switch", test_switch);
     qtest_add_func("virtio-scsi-balance/busy", test_busy);
+    qtest_add_func("virtio-scsi-balance/later", test_later);
     qtest_add_data_func("virtio-scsi-balance/leaving/stop", end_by_stop,
                         test_leaving);
     qtest_add_data_func("virtio-scsi-balance/leaving/remap", end_by_remap,
