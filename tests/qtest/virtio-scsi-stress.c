@@ -364,7 +364,9 @@ static void check_counters(Stress *s)
 
 /*
  * Memory of the first and of the last thousand acts (or half of them).  QEMU
- * has all it needs soon, as each thousand are the same.
+ * has all it needs soon, as each thousand are the same.  What block jobs have
+ * while they run, 10 MiB each and more, comes and goes: the most that was there
+ * at first, and the least that stays at last.
  */
 static void watch_memory(Stress *s, uint64_t i, uint64_t rounds)
 {
@@ -373,7 +375,9 @@ static void watch_memory(Stress *s, uint64_t i, uint64_t rounds)
     if (i < window) {
         s->rss_first = MAX(s->rss_first, shm_qemu_rss_kb(s->qts));
     } else if (i >= rounds - window) {
-        s->rss_last = MAX(s->rss_last, shm_qemu_rss_kb(s->qts));
+        uint64_t now = shm_qemu_rss_kb(s->qts);
+
+        s->rss_last = s->rss_last ? MIN(s->rss_last, now) : now;
     }
 }
 

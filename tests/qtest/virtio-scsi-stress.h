@@ -288,7 +288,7 @@ struct Stress {
     unsigned quiet;         /* so many queues, the last ones, get nothing */
     ShmWait wait;
     unsigned rounds;
-    uint64_t rss_first, rss_last;   /* kB, at most, of the first acts and... */
+    uint64_t rss_first, rss_last;   /* kB, see watch_memory() */
 
     /* Indices into the tables of sizes that the act "config" writes */
     unsigned sense_size, cdb_size;
