@@ -428,8 +428,11 @@ static void test_throttled_below(const DataConfig *cfg)
 /* Of a LUN that is throttled */
 static void expect_good_in_time(MqDev *d, MqSlot *slot)
 {
+    gint64 begun = 0;
+
     while (mq_reap(slot->q), !slot->done) {
         qtest_clock_step(d->qts, NANOSECONDS_PER_SECOND);
+        mq_pause(&begun, "a throttled request");
     }
     expect_good(slot);
 }
